@@ -1,0 +1,111 @@
+"""Words and numbers: tables that scroll on a phone, sentences filled from results, credits."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cvlib.errors import BookError
+from cvlib.show.output import Output, inline
+
+__all__ = ["cell_text", "credits", "say", "table", "table_html"]
+
+
+def cell_text(value: Any, digits: int = 3) -> str:
+    """Return a table cell as text: floats to ``digits`` significant digits, a dash for what is missing.
+
+    >>> [cell_text(v) for v in (0.123456, 1234567.0, 17372, True, None, float("nan"), "noto")]
+    ['0.123', '1.23e+06', '17,372', 'yes', '–', '–', 'noto']
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        whole = digits <= math.log10(abs(value)) + 1 < 6 if value else False
+        return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+    return str(value)
+
+
+def table_html(
+    rows: Iterable[Sequence[Any]], header: Sequence[str], *, caption: str = "", digits: int = 3
+) -> str:
+    """Return an HTML table; columns of numbers are set flush right, wide tables scroll by themselves."""
+    rows = [list(row) for row in rows]
+    for row in rows:
+        if len(row) != len(header):
+            raise BookError(f"a table row of {len(row)} cells ({row})", f"{len(header)} as in {list(header)}")
+    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
+    sides = ["right" if flag and rows else "left" for flag in numeric]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        scope = ' scope="col"' if tag == "th" else ""
+        style = "padding:.3em .8em;vertical-align:top;font-variant-numeric:tabular-nums"
+        parts = [f'<{tag}{scope} style="{style};text-align:{side}">{inline(cell)}</{tag}>'
+                 for cell, side in zip(cells, sides, strict=True)]  # fmt: skip
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(line("td", [cell_text(cell, digits) for cell in row]) for row in rows)
+    name = f'<caption style="caption-side:top;text-align:left">{inline(caption)}</caption>' if caption else ""
+    label = html.escape(caption or ", ".join(header))
+    return (
+        f'<div class="cv-table" role="region" aria-label="{label}" tabindex="0" '
+        'style="overflow-x:auto;max-width:100%;margin:1em 0">'
+        f'<table class="table" style="width:auto;margin:0;border-collapse:collapse;font-size:.9em">{name}'
+        f"<thead>{line('th', list(header))}</thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def table(
+    rows: Iterable[Sequence[Any]], header: Sequence[str], *, caption: str = "", digits: int = 3
+) -> Output:
+    """Show a table. Cells: text (with `code`, **bold**, *emphasis*, links), numbers, booleans, None.
+
+    Raises: BookError if a row does not have as many cells as the header.
+    """
+    rows = [list(row) for row in rows]
+    page = table_html(rows, header, caption=caption, digits=digits)
+    lines = [list(header)] + [[cell_text(cell, digits) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    plain = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return Output(page, "\n".join([caption] * bool(caption) + plain)).emit()
+
+
+def say(template: str, **values: Any) -> Output:
+    """Show markdown whose numbers come from results: ``say("falls by {d:.1f} dB", d=delta)``.
+
+    Without values the text is shown as it is, braces and all (LaTeX, f-strings).
+    Raises: BookError if a value is missing, unused or not finite: a sentence never carries a broken number.
+    """
+    if values:
+        broken = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        unused = [k for k in values if "{" + k not in template]
+        if broken or unused:
+            kind = f"not finite: {broken}" if broken else f"never named in the text: {unused}"
+            raise BookError(f"say() got values {kind}", "finite values that the text names")
+        try:
+            template = template.format(**values)
+        except (KeyError, IndexError) as error:
+            raise BookError(f"say() lacks a value for {error}", f"one of {sorted(values)}") from error
+    return Output("", template, template).emit()
+
+
+def credits(*assets: str) -> Output:
+    """Show one line that names what a page's pictures are made from, with licences, from the asset table.
+
+    Args: assets: names of assets or groups ("emoji"); a group is written out.
+    Raises: BookError for an unknown name.
+    """
+    from cvlib.assets import ASSETS, GROUPS
+
+    parts: list[str] = []
+    for name in dict.fromkeys(member for asset in assets for member in GROUPS.get(asset, (asset,))):
+        if name not in ASSETS:
+            raise BookError(f"unknown asset {name!r}", f"one of {', '.join([*GROUPS, *ASSETS])}")
+        parts.append(f"{ASSETS[name].credit} ({ASSETS[name].licence})")
+    text = "Made from " + "; ".join(parts) + ". Figures: CC BY-SA 4.0."
+    return Output(f'<p class="cv-credits" style="font-size:.8em;opacity:.8">{inline(text)}</p>', text).emit()
