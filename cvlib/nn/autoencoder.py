@@ -1,0 +1,197 @@
+"""Convolutional encoder and decoder of VQGAN: the two halves of a U-Net without its skip connections.
+
+Source: Esser et al. 2021, Sec. 3.1 and Table 7 (the network of Ho et al. 2020, cut in the middle).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+__all__ = ["AttnBlock", "Decoder", "Downsample", "Encoder", "GroupNorm", "ResBlock", "Upsample"]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with at most 32 groups, statistics in fp32, result in the type of the input.
+
+    Autocast would hand back fp32 and double the traffic of the SiLU behind it; the kernels sum in fp32
+    whatever type they read, so nothing is lost by staying in bf16. Widths that 32 does not divide (48) get
+    the largest number of groups that divides both.
+
+    >>> GroupNorm(128).num_groups, GroupNorm(48).num_groups
+    (32, 16)
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(math.gcd(32, dim), dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+class ResBlock(nn.Module):
+    """Return ``shortcut(x) + residual(x)``, (B, dim_in, H, W) to (B, dim_out, H, W)."""
+
+    def __init__(self, dim_in: int, dim_out: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            GroupNorm(dim_in),
+            nn.SiLU(),
+            nn.Conv2d(dim_in, dim_out, 3, padding=1),
+            GroupNorm(dim_out),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(dim_out, dim_out, 3, padding=1),
+        )
+        self.shortcut = nn.Identity() if dim_in == dim_out else nn.Conv2d(dim_in, dim_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.residual(x)
+
+
+class AttnBlock(nn.Module):
+    """Return ``x`` plus what one head of self-attention gathers for each position from all the others.
+
+    Cost grows with (H W)^2, so it stands only where the grid is small.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(dim)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        gathered = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(rearrange(gathered, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Return the map at half the size: a strided convolution, padded on the right and at the bottom only."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Return the map at twice the size: each value repeated 2 x 2, then a convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _level(dim_in: int, dim_out: int, n_blocks: int, attends: bool, dropout: float) -> nn.Sequential:
+    """Residual blocks of one resolution, each followed by attention where the level attends."""
+    level = nn.Sequential()
+    for j in range(n_blocks):
+        level.add_module(f"res{j}", ResBlock(dim_in if j == 0 else dim_out, dim_out, dropout))
+        if attends:
+            level.add_module(f"attn{j}", AttnBlock(dim_out))
+    return level
+
+
+def _middle(dim: int, dropout: float) -> nn.Sequential:
+    """The bottleneck, where attention sees the whole image."""
+    return nn.Sequential(ResBlock(dim, dim, dropout), AttnBlock(dim), ResBlock(dim, dim, dropout))
+
+
+def _head(dim_in: int, dim_out: int) -> nn.Sequential:
+    return nn.Sequential(GroupNorm(dim_in), nn.SiLU(), nn.Conv2d(dim_in, dim_out, 3, padding=1))
+
+
+class Encoder(nn.Module):
+    """Map images (B, in_channels, H, W) to features (B, z_channels, H / f, W / f), f = 2^(levels - 1).
+
+    ``resolution`` is nominal: it decides at which levels attention stands (``attn_resolutions``), while any
+    H and W divisible by f can be encoded. The defaults are the paper's network for 256 px, f = 16, with
+    29,298,176 parameters. Source: Esser et al. 2021, Table 7.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int = 128,
+        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        n_res_blocks: int = 2,
+        attn_resolutions: Collection[int] = (16,),
+        resolution: int = 256,
+        in_channels: int = 3,
+        z_channels: int = 256,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.levels = nn.Sequential()
+        dim = ch
+        for i, mult in enumerate(ch_mult):
+            attends = resolution // 2**i in attn_resolutions
+            level = _level(dim, ch * mult, n_res_blocks, attends, dropout)
+            dim = ch * mult
+            if i + 1 < len(ch_mult):
+                level.add_module("down", Downsample(dim))
+            self.levels.append(level)
+        self.middle = _middle(dim, dropout)
+        self.head = _head(dim, z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.levels(self.conv_in(x))))
+
+
+class Decoder(nn.Module):
+    """Map features (B, z_channels, h, w) to images (B, out_channels, f h, f w), not squashed to a range.
+
+    The mirror of :class:`Encoder` with one residual block more at each level (42,449,795 parameters by
+    default). There is no tanh: images live in [-1, 1] and are clamped only to be shown.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int = 128,
+        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        n_res_blocks: int = 2,
+        attn_resolutions: Collection[int] = (16,),
+        resolution: int = 256,
+        out_channels: int = 3,
+        z_channels: int = 256,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dim = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, dim, 3, padding=1)
+        self.middle = _middle(dim, dropout)
+        self.levels = nn.Sequential()  # in the order of computation: the smallest grid first
+        for i, mult in reversed(list(enumerate(ch_mult))):
+            attends = resolution // 2**i in attn_resolutions
+            level = _level(dim, ch * mult, n_res_blocks + 1, attends, dropout)
+            dim = ch * mult
+            if i > 0:
+                level.add_module("up", Upsample(dim))
+            self.levels.append(level)
+        self.head = _head(dim, out_channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.head(self.levels(self.middle(self.conv_in(z))))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution, at which the adaptive weight compares gradients (Eq. 7)."""
+        conv = self.head[-1]
+        assert isinstance(conv, nn.Conv2d)
+        return conv.weight  # type: ignore[return-value]
