@@ -1,0 +1,129 @@
+"""The command ``cvlib``: assets, pages, runs and the book."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cvlib import __version__
+from cvlib.assets.cli import assets
+from cvlib.errors import BookError
+
+__all__ = ["commands", "main"]
+
+
+@click.group(name="cvlib")
+@click.version_option(__version__, prog_name="compvis-book")
+def commands() -> None:
+    """Read, run and test the chapters of the CompVis book."""
+
+
+commands.add_command(assets)
+
+
+@commands.command()
+@click.option("--check", is_flag=True, help="Only tell which pairs are not current; exit 1 if any.")
+@click.option("--adopt", metavar="PAGE", help="Take the notebook of PAGE, edited in Jupyter, as the source.")
+@click.option("--folder", default="notebooks", show_default=True, type=click.Path(file_okay=False))
+def sync(check: bool, adopt: str | None, folder: str) -> None:
+    """Make every page's notebook from its percent script."""
+    from cvlib.pages import pairing
+
+    if adopt:
+        click.echo(f"wrote {pairing.adopt(Path(folder) / f'{adopt}.ipynb')}")
+        return
+    if check:
+        wrong = pairing.check(folder)
+        for line in wrong:
+            click.echo(line)
+        if wrong:
+            raise click.exceptions.Exit(1)
+        return
+    for path in pairing.sync(folder):
+        click.echo(f"wrote {path}")
+
+
+def _value(text: str) -> Any:
+    """Return a parameter's value by the rule of ``papermill -p``: a constant, an int, a float or the text."""
+    constants = {"True": True, "False": False, "None": None}
+    if text in constants:
+        return constants[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.argument("page")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of the page.")
+@click.option("-f", "file", type=click.Path(dir_okay=False), help="A YAML file of parameters.")
+@click.option("-o", "--out", type=click.Path(dir_okay=False), help="Executed copy [runs/pages/PAGE.ipynb].")
+@click.option("--processes", default=0, help="Run as a script on so many processes, all machines together.")
+@click.option("--machines", default=1, show_default=True, help="Machines that take part.")
+@click.argument("launcher", nargs=-1, type=click.UNPROCESSED)
+def run(
+    page: str,
+    pairs: tuple[tuple[str, str], ...],
+    file: str | None,
+    out: str | None,
+    processes: int,
+    machines: int,
+    launcher: tuple[str, ...],
+) -> None:
+    """Run PAGE with papermill, or with --processes as a script under accelerate launch.
+
+    Options after the page that are not ours go to accelerate, such as --machine_rank 1.
+    """
+    from cvlib.pages import running
+
+    values = {name: _value(text) for name, text in pairs}
+    if processes or machines > 1:
+        status = running.launch(
+            page,
+            values,
+            parameter_file=file,
+            processes=processes or machines,
+            machines=machines,
+            extra=launcher,
+        )
+        raise click.exceptions.Exit(status)
+    if launcher:
+        raise BookError(f"option {launcher[0]}", "--processes N with it", "see cvlib run --help")
+    target = out or f"runs/pages/{Path(page).stem}.ipynb"
+    click.echo(f"executed copy: {running.run_page(page, target, values, parameter_file=file)}")
+
+
+@commands.command()
+@click.argument("chapter")
+def report(chapter: str) -> None:
+    """Run CHAPTER's pages at report scale; refresh its executed copies and results."""
+    from cvlib.pages import running
+
+    for path in running.report(chapter):
+        click.echo(f"refreshed {path}")
+
+
+@commands.command()
+@click.option("--out", default="book/_build", show_default=True, type=click.Path(file_okay=False))
+@click.option("--with", "extra", multiple=True, type=click.Path(exists=True), help="A fresher executed copy.")
+def book(out: str, extra: tuple[str, ...]) -> None:
+    """Build the book; executed copies given by --with stand in for the committed ones."""
+    from cvlib.pages import book as builder
+
+    click.echo(f"the book: {builder.build(out, [Path(path) for path in extra]).resolve()}")
+
+
+def main() -> None:
+    """Run the command; a mistake of the reader's is told in one line."""
+    try:
+        commands()
+    except BookError as error:
+        sys.exit(f"cvlib: {error}")
+    except KeyboardInterrupt:
+        sys.exit("cvlib: stopped; run the same command again to go on")

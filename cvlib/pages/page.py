@@ -1,0 +1,58 @@
+"""What a page asks for in its second code cell: its checked parameters and the way it is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jupytext
+
+from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
+
+__all__ = ["Page", "begin"]
+
+INJECTED = "# Parameters\n"  # papermill opens the cell that it injects with this line
+
+
+@dataclass(frozen=True)
+class Page:
+    """The way this page runs. ``parameters`` holds the values in force, defaults and overrides together."""
+
+    chapter: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    smoke: bool = False  # CVLIB_SMOKE=1: the least work that still runs every cell
+    static: bool = False  # CVLIB_STATIC=1: rendered for the book, so no live widget
+    record: bool = False  # the page's own parameter ``record``; never in a smoke run
+
+
+def _cells(namespace: MutableMapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return defaults and overrides as the running page shows them: kernel history, or the script's cells."""
+    history = [cell for cell in namespace.get("In", ()) if cell.strip()]
+    for place in range(len(history) - 1, 0, -1):
+        if history[place].startswith(INJECTED):  # papermill puts it right below the tagged cell
+            return literals(history[place - 1]), literals(history[place])
+    if not history and namespace.get("__file__"):
+        return notebook_parameters(jupytext.read(namespace["__file__"], fmt="py:percent"))
+    return {}, {}
+
+
+def _on(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
+
+
+def begin(chapter: str, namespace: MutableMapping[str, Any]) -> Page:
+    """Return how this page runs, after checking the parameters that were passed to it.
+
+    Call it in the cell after ``parameters`` as ``page = begin("taming", globals())``. An unknown name or a
+    wrong type stops the run (papermill alone would only log it). An int is welcome where a float is wanted.
+
+    Raises: BookError naming the value seen and the values or type wanted.
+    """
+    known, given = _cells(namespace)
+    check_parameters(given, known, chapter)
+    values = {name: namespace.get(name, default) for name, default in known.items()}
+    smoke = _on("CVLIB_SMOKE")
+    record = bool(namespace.get("record", False)) and not smoke
+    return Page(chapter, values, smoke, _on("CVLIB_STATIC"), record)
