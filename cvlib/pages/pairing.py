@@ -91,8 +91,7 @@ def sync(folder: str | Path) -> list[Path]:
         if twin.is_file() and _edited(twin):
             raise BookError(
                 f"{twin} was edited and differs from {script.name}",
-                "edits in the script",
-                f"keep the notebook's with `cvlib sync --adopt {script.stem}`, or delete the notebook",
+                do=f"keep its edits with `cvlib sync --adopt {script.stem}`, or delete it",
             )
         atomic_write(twin, text)
         written.append(twin)
