@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,14 @@ __all__ = ["check_archive", "client", "download", "shown_command"]
 _PIP = ["download", "--no-deps", "--only-binary=:all:", "--python-version", "3.11"]
 _PIP += ["--implementation", "cp", "--abi", "cp311", "--platform", "manylinux2014_x86_64"]
 _NPM = ["pack", "--ignore-scripts", "--no-update-notifier", "--fetch-retry-mintimeout=1000"]
+_NPM += ["--fetch-retry-factor=2"]
 _SECONDS = 3600
+_NO_SPACE = re.compile(r"no space left on device|ENOSPC", re.IGNORECASE)
+_NO_NETWORK = re.compile(
+    r"name resolution|name or service not known|getaddrinfo|resolving|EAI_AGAIN|ENOTFOUND|ETIMEDOUT|"
+    r"ECONNREFUSED|ECONNRESET|ENETUNREACH|NewConnectionError|ConnectTimeout|unreachable|connection refused",
+    re.IGNORECASE,
+)
 
 
 def _arguments(asset: Asset) -> list[str]:
@@ -67,11 +75,16 @@ def _own_archive(asset: Asset) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """What the client said last, which is where the clients put the reason."""
-    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    wanted = [line for line in lines if "error" in line.lower() and "log of this run" not in line]
-    return (wanted or lines or [f"exit code {done.returncode}"])[-1][:300]
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why the client failed: no connection and a full disk by name, else the last error line it printed."""
+    said = done.stderr + done.stdout
+    if _NO_SPACE.search(said):
+        return "no space left on the disk"
+    if _NO_NETWORK.search(said):
+        return "no connection to the package registry"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(npm )?(error|err!|e:)", line, re.IGNORECASE)]
+    return (errors or lines or [f"exit code {done.returncode}"])[-1][:300]
 
 
 def download(asset: Asset, folder: Path) -> Path:
@@ -102,7 +115,7 @@ def download(asset: Asset, folder: Path) -> Path:
     files = [path for path in folder.iterdir() if path.suffix in (".whl", ".tgz", ".deb")]
     if done.returncode or len(files) != 1:
         check = "run 'apt-get update'" if asset.kind == "debian" else "check the network"
-        raise _unfetched(asset, _last_line(done), check)
+        raise _unfetched(asset, _reason(done), check)
     return files[0]
 
 

@@ -211,8 +211,9 @@ def member(name: str, filename: str) -> Path:
 
     Raises: BookError for an unknown asset or member; as :func:`fetch`.
     """
-    (name,) = asset_names([name]) if name not in GROUPS else (name,)
-    members = {one.name: one for one in ASSETS[name].members} if name in ASSETS else {}
+    if name not in ASSETS:
+        raise BookError(f"no asset is called {name!r}", f"one of {', '.join(ASSETS)}")
+    members = {one.name: one for one in ASSETS[name].members}
     if filename not in members:
         raise BookError(f"asset {name} has no member {filename!r}", f"one of {', '.join(members)}")
     path = location(ASSETS[name]) / filename

@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -44,20 +45,26 @@ def escapes(path: str) -> bool:
     )
 
 
+def _open_in_tar(bundle: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = bundle.extractfile(info)
+    assert file is not None  # asked for plain files only
+    return file
+
+
 def _zip_entries(archive: IO[bytes]) -> Iterator[_Entry]:
     with zipfile.ZipFile(archive) as bundle:
         for info in bundle.infolist():
             mode = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer kept no Unix mode
             is_file = not info.is_dir() and mode in (0, stat.S_IFREG)
-            yield _Entry(info.filename, info.file_size, is_file, lambda info=info: bundle.open(info))  # type: ignore[misc]
+            yield _Entry(info.filename, info.file_size, is_file, partial(bundle.open, info))
 
 
 def _tar_entries(archive: IO[bytes]) -> Iterator[_Entry]:
     """Entries of a compressed tar in order; each must be read before the next is asked for."""
     with tarfile.open(fileobj=archive, mode="r|*") as bundle:
         for info in bundle:
-            # isreg() is true for plain files alone: links, devices and sparse tricks are not
-            yield _Entry(info.name, info.size, info.isreg(), lambda info=info: bundle.extractfile(info))  # type: ignore[misc]
+            is_file = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)  # isreg() would let sparse files in
+            yield _Entry(info.name, info.size, is_file, partial(_open_in_tar, bundle, info))
 
 
 def _deb_entries(archive: IO[bytes]) -> Iterator[_Entry]:
