@@ -17,7 +17,11 @@
       image.style.top = -100 * Math.floor(at / c.columns) + "%";
       if (note) note.textContent = c.notes[at];
     };
-    sliders.forEach(slider => slider.addEventListener("input", () => { stop(); draw(); }));
+    for (const slider of sliders) {
+      slider.addEventListener("input", draw);
+      slider.addEventListener("pointerdown", () => stop());
+      slider.addEventListener("keydown", event => event.key === "Tab" || stop());
+    }
     let timer = 0;
     const stop = () => {
       clearInterval(timer);

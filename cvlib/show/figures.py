@@ -133,7 +133,7 @@ def picture(
         lines.append(_img(data_uri(sprite, quality), alt, width, sprite.height * scale, pixels))
     inner = _titles(titles, bool(rows)) + "".join(lines)
     if rows:
-        inner = f'<div style="display:grid;grid-template-columns:minmax(4.5em,auto) minmax(0,{width}px);' \
+        inner = f'<div style="display:grid;grid-template-columns:fit-content(7em) minmax(0,{width}px);' \
                 f'column-gap:8px;align-items:center">{inner}</div>'  # fmt: skip
         width += 130
     return Output(framed(card(inner, width), caption), alt).emit()

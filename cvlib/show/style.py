@@ -18,42 +18,26 @@ STYLE = Path(__file__).with_name("book.mplstyle")
 #: Width in inches; an inch is 100 CSS pixels, so "half" fills a phone and "full" a column of the book.
 WIDTHS: dict[str, float] = {"full": 6.4, "half": 3.4}
 
-EMOJI_SETS = (
-    "noto",
-    "noto-v1",
-    "twemoji",
-    "openmoji",
-    "fluent-emoji",
-    "fluent-emoji-flat",
-    "emojione",
-    "emojione-v1",
-    "fxemoji",
-)
-_ROLES = ("ours", "paper", "baseline", "control", "real")
+#: What a colour means on every page: the roles after Okabe and Ito, the sets in Tol's "muted".
+COLOURS: dict[str, str] = {
+    "ours": "#0072B2",
+    "paper": "#000000",
+    "baseline": "#D55E00",
+    "control": "#949494",
+    "real": "#006B4A",
+    "noto": "#332288",
+    "noto-v1": "#88CCEE",
+    "twemoji": "#117733",
+    "openmoji": "#DDCC77",
+    "fluent-emoji": "#CC6677",
+    "fluent-emoji-flat": "#882255",
+    "emojione": "#44AA99",
+    "emojione-v1": "#999933",
+    "fxemoji": "#AA4499",
+}
 
-#: What a colour means on every page: the roles in Okabe and Ito's palette, the sets in Tol's "muted".
-COLOURS: dict[str, str] = dict(
-    zip(
-        _ROLES + EMOJI_SETS,
-        [
-            "#0072B2",
-            "#000000",
-            "#D55E00",
-            "#777777",
-            "#009E73",
-            "#332288",
-            "#88CCEE",
-            "#117733",
-            "#DDCC77",
-            "#CC6677",
-            "#882255",
-            "#44AA99",
-            "#999933",
-            "#AA4499",
-        ],
-        strict=True,
-    )
-)
+#: The nine emoji sets, in the order of every figure and table.
+EMOJI_SETS = tuple(COLOURS)[5:]
 
 #: The line style repeats the colour's message, for print and for readers who see colours otherwise.
 LINES: dict[str, Any] = {
@@ -64,7 +48,7 @@ LINES: dict[str, Any] = {
     "real": (0, (6, 1.5)),
     **dict.fromkeys(EMOJI_SETS, "-"),
 }
-MARKERS: dict[str, str] = dict(zip(_ROLES + EMOJI_SETS, "osD^voPsXD^v<*", strict=True))
+MARKERS: dict[str, str] = dict(zip(COLOURS, "osD^voPsXD^v<*", strict=True))
 
 
 def look(name: str, *, marker: bool = False) -> dict[str, Any]:

@@ -39,16 +39,15 @@ def table_html(
     for row in rows:
         if len(row) != len(header):
             raise BookError(f"a table row of {len(row)} cells ({row})", f"{len(header)} as in {list(header)}")
-    numeric = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
-    sides = ["right" if flag and rows else "left" for flag in numeric]
+    sides = ["right" if rows and all(map(_is_number, cells)) else "left" for cells in _columns(rows, header)]
 
-    def line(tag: str, cells: Sequence[str]) -> str:
-        scope = ' scope="col"' if tag == "th" else ""
+    def line(tag: str, cells: Sequence[str], scope: str = "") -> str:
         style = "padding:.3em .8em;vertical-align:top;font-variant-numeric:tabular-nums"
-        parts = [f'<{tag}{scope} style="{style};text-align:{side}">{inline(cell)}</{tag}>'
-                 for cell, side in zip(cells, sides, strict=True)]  # fmt: skip
+        pairs = zip(map(inline, cells), sides, strict=True)
+        parts = [f'<{tag}{scope} style="{style};text-align:{side}">{cell}</{tag}>' for cell, side in pairs]
         return f"<tr>{''.join(parts)}</tr>"
 
+    head = line("th", list(header), ' scope="col"')
     body = "".join(line("td", [cell_text(cell, digits) for cell in row]) for row in rows)
     name = f'<caption style="caption-side:top;text-align:left">{inline(caption)}</caption>' if caption else ""
     label = html.escape(caption or ", ".join(header))
@@ -56,8 +55,16 @@ def table_html(
         f'<div class="cv-table" role="region" aria-label="{label}" tabindex="0" '
         'style="overflow-x:auto;max-width:100%;margin:1em 0">'
         f'<table class="table" style="width:auto;margin:0;border-collapse:collapse;font-size:.9em">{name}'
-        f"<thead>{line('th', list(header))}</thead><tbody>{body}</tbody></table></div>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _columns(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> list[list[Any]]:
+    return [[row[i] for row in rows] for i in range(len(header))]
 
 
 def table(

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from cvlib.errors import BookError
+from cvlib.show import cell_text, say, table
+
+
+def test_table_aligns_numbers_and_escapes_cells():
+    out = table([["a<b", 0.12345, 3], ["**best**", None, 17372]], ["arm", "error", "n"], caption="Errors")
+    assert "a&lt;b" in out.html and "<strong>best</strong>" in out.html
+    assert out.html.count("text-align:right") == 6  # two columns of three cells
+    assert "overflow-x:auto" in out.html and 'tabindex="0"' in out.html and 'aria-label="Errors"' in out.html
+    assert out.html.count('scope="col"') == 3
+    assert out.text.splitlines() == [
+        "Errors",
+        "arm       error  n",
+        "a<b       0.123  3",
+        "**best**  –      17,372",
+    ]
+
+
+def test_truth_is_a_word_and_an_empty_table_has_a_head():
+    assert ">yes<" in table([[True]], ["holds"]).html
+    assert table([], ["a", "b"]).html.count("<th ") == 2
+
+
+def test_ragged_rows_are_refused():
+    with pytest.raises(BookError, match="a table row of 1 cells"):
+        table([["a", 1], ["b"]], ["arm", "error"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1234.5, "1,234"), (-0.00012345, "-0.000123"), (float("inf"), "inf"), (100.4, "100")],
+)
+def test_numbers_read_well(value, text):
+    assert cell_text(value) == text
+
+
+def test_say_fills_in_numbers_and_leaves_latex_alone():
+    assert say("falls by {d:.1f} dB", d=1.26).markdown == "falls by 1.3 dB"
+    assert say(r"$\frac{a}{b}$").markdown == r"$\frac{a}{b}$"
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "message"),
+    [
+        ("x {a}", {"a": float("nan")}, "not finite"),
+        ("x {a}", {"a": 1.0, "b": 2.0}, "never named"),
+        ("x {a} {c}", {"a": 1.0}, "lacks a value for 'c'"),
+    ],
+)
+def test_say_never_shows_a_broken_number(template, values, message):
+    with pytest.raises(BookError, match=message):
+        say(template, **values)
