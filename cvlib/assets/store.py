@@ -158,6 +158,8 @@ def _fetch_one(asset: Asset, quiet: bool) -> Path:
         _place(asset, folder)
         if held:
             _sweep(folder)
+        if wrong := problem(asset):  # read back from the disk, and remembered
+            raise BookError(f"asset {asset.name}: {wrong}", do="the disk does not keep what is written")
     if not quiet:
         _tell(f"{asset.name:<24} {asset.size / 1e6:6.1f} MB  {time.monotonic() - start:5.1f} s  {asset.spec}")
     return folder

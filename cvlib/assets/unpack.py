@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import lzma
 import re
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from cvlib.assets.table import Asset, Member
 from cvlib.errors import BookError
@@ -21,6 +22,10 @@ __all__ = ["escapes", "unpack"]
 
 _RATIO = 100  # no honest archive of ours unpacks to more than eight times its size
 _PIECE = 1 << 20
+_UNREADABLE = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
+    *(zlib.error, lzma.LZMAError, EOFError, ValueError),
+)
 
 
 class _Entry(NamedTuple):
@@ -60,11 +65,16 @@ def _zip_entries(archive: IO[bytes]) -> Iterator[_Entry]:
 
 
 def _tar_entries(archive: IO[bytes]) -> Iterator[_Entry]:
-    """Entries of a compressed tar in order; each must be read before the next is asked for."""
-    with tarfile.open(fileobj=archive, mode="r|*") as bundle:
+    """Entries of a tar, read as a stream: each must be used before the next is asked for."""
+    with tarfile.open(fileobj=archive, mode="r|") as bundle:
         for info in bundle:
             is_file = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)  # isreg() would let sparse files in
             yield _Entry(info.name, info.size, is_file, partial(_open_in_tar, bundle, info))
+
+
+def _tgz_entries(archive: IO[bytes]) -> Iterator[_Entry]:
+    with gzip.GzipFile(fileobj=archive) as plain:
+        yield from _tar_entries(cast(IO[bytes], plain))
 
 
 def _deb_entries(archive: IO[bytes]) -> Iterator[_Entry]:
@@ -73,13 +83,15 @@ def _deb_entries(archive: IO[bytes]) -> Iterator[_Entry]:
         raise tarfile.ReadError("not a Debian package")
     while len(header := archive.read(60)) == 60:
         name, size = header[:16].decode("ascii").strip(), int(header[48:58])
-        if name.startswith("data.tar"):
-            return (yield from _tar_entries(archive))
+        if name.removesuffix("/") == "data.tar.xz":
+            with lzma.LZMAFile(archive) as plain:
+                yield from _tar_entries(plain)
+            return
         archive.seek(size + size % 2, 1)  # bodies are padded to even length
-    raise tarfile.ReadError("no data.tar in the Debian package")
+    raise tarfile.ReadError("no data.tar.xz in the Debian package")
 
 
-_READERS = {"wheel": _zip_entries, "npm": _tar_entries, "debian": _deb_entries}
+_READERS = {"wheel": _zip_entries, "npm": _tgz_entries, "debian": _deb_entries}
 
 
 def _refuse(asset: Asset, what: str) -> BookError:
@@ -132,5 +144,7 @@ def unpack(asset: Asset, archive: Path, folder: Path) -> None:
     try:
         with archive.open("rb") as file:
             _unpack(asset, file, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+    except BookError:
+        raise
+    except _UNREADABLE as error:
         raise _refuse(asset, f"it cannot be read ({error})") from error
