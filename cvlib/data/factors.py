@@ -1,0 +1,140 @@
+"""Pictures with known factors: a transparent drawing, turned, moved, tinted and laid on a background."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Factors", "compose", "hue_matrix", "lay_on", "sample_factors"]
+
+# Luma and two colour differences (ITU-R BT.601): turning the latter two leaves greys and luma unchanged.
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ[1:] -= _YIQ[1:].mean(1, keepdim=True)  # the rounded rows of the standard do not sum to exactly 0
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What was done to each of B drawings; float tensors, one row a drawing.
+
+    background (B, 3) in [-1, 1]; hue (B,) radians; scale (B,), 1 keeps the size; shift (B, 2), right and down
+    as fractions of the image's side; rotation (B,) radians, counter-clockwise.
+    """
+
+    background: Tensor
+    hue: Tensor
+    scale: Tensor
+    shift: Tensor
+    rotation: Tensor
+
+    NAMES = ("red", "green", "blue", "hue", "scale", "right", "down", "rotation")
+
+    def __len__(self) -> int:
+        return len(self.hue)
+
+    def __getitem__(self, rows: slice | Tensor) -> Factors:
+        return Factors.from_tensor(self.tensor()[rows])
+
+    def tensor(self) -> Tensor:
+        """Return all factors as float (B, 8), columns as in ``Factors.NAMES``."""
+        columns = (self.background, self.hue[:, None], self.scale[:, None], self.shift, self.rotation[:, None])
+        return torch.cat(columns, 1)
+
+    @classmethod
+    def from_tensor(cls, table: Tensor) -> Factors:
+        """The inverse of :meth:`tensor`."""
+        return cls(table[:, :3], table[:, 3], table[:, 4], table[:, 5:7], table[:, 7])
+
+    @classmethod
+    def neutral(cls, n: int, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Factors:
+        """Nothing done, on one background (white)."""
+        table = torch.zeros(n, 8)
+        table[:, :3], table[:, 4] = torch.tensor(background), 1.0
+        return cls.from_tensor(table)
+
+
+def sample_factors(
+    n: int,
+    generator: torch.Generator,
+    *,
+    hue: float = math.pi,
+    scale: tuple[float, float] = (0.7, 1.1),
+    shift: float = 0.1,
+    rotation: float = math.pi / 6,
+) -> Factors:
+    """Return ``n`` independent draws: background uniform in the colour cube, scale log-uniform, the others
+    uniform in [-bound, bound]. A bound of 0 switches a factor off without changing the others.
+
+    >>> len(sample_factors(4, torch.Generator().manual_seed(0)))
+    4
+    """
+    u = torch.rand(n, 8, generator=generator)
+    low, high = (math.log(bound) for bound in scale)
+    return Factors(
+        background=2 * u[:, :3] - 1,
+        hue=hue * (2 * u[:, 3] - 1),
+        scale=torch.exp(low + (high - low) * u[:, 4]),
+        shift=shift * (2 * u[:, 5:7] - 1),
+        rotation=rotation * (2 * u[:, 7] - 1),
+    )
+
+
+def hue_matrix(angle: Tensor) -> Tensor:
+    """Return the (B, 3, 3) matrices that turn the hue of linear combinations of RGB by ``angle`` (B,).
+
+    A rotation of the two colour-difference axes of YIQ (BT.601), so luma and greys stay; it is linear and
+    has no offset, so it acts on premultiplied colours as on plain ones. Angle 0 gives the identity exactly.
+    """
+    yiq = _YIQ.to(angle)
+    back = torch.linalg.inv(yiq)
+    c, s = torch.cos(angle), torch.sin(angle)
+    turn = torch.zeros(len(angle), 3, 3, device=angle.device, dtype=angle.dtype)
+    # R - 1, so that the identity below is exact at angle 0
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = c - 1, -s, s, c - 1
+    return torch.eye(3).to(angle) + back @ turn @ yiq
+
+
+def lay_on(rgba: Tensor, background: Tensor) -> Tensor:
+    """Return premultiplied uint8 RGBA (B, 4, H, W) over ``background`` (B, 3) in [-1, 1], as in `compose`."""
+    # premultiplied p in [0, 255] over b in [-1, 1]: (p / 127.5 - a) + (1 - a) b = p / 127.5 - 1 + (1 - a)(b + 1)
+    clear = torch.add(torch.tensor(1.0, device=rgba.device), rgba[:, 3:], alpha=-1 / 255)
+    out = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=1 / 127.5)
+    return out.addcmul_(clear, (background + 1)[:, :, None, None])
+
+
+def _grid(factors: Factors, canvas: int, size: int) -> Tensor:
+    """Where each output pixel looks in the drawing: inverse of scale, then rotation, then shift."""
+    c, s = torch.cos(factors.rotation), torch.sin(factors.rotation)
+    linear = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2) / factors.scale[:, None, None]
+    # grid_sample counts in half canvases, the shift is in output images: one output image = 2 size / canvas
+    offset = -(linear @ (2 * factors.shift[:, :, None])) * size / canvas
+    theta = torch.cat([linear * (size / canvas), offset], -1)
+    return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
+
+
+def compose(rgba: Tensor, factors: Factors, *, size: int | None = None) -> Tensor:
+    """Return drawings with their factors applied, float (B, 3, size, size) in [-1, 1].
+
+    ``rgba`` is uint8 (B, 4, S, S) or (B, S, S, 4) with premultiplied colour (`cvlib.data.render.premultiply`,
+    `Dataset.rgba`), so that bilinear sampling mixes no colour of clear pixels into the rim. The drawing is
+    scaled and turned about its centre, then shifted, tinted, and laid on the background; ``size`` (default S)
+    cuts the middle of a larger canvas. Raises: ValueError for another shape or type.
+    """
+    if rgba.dtype != torch.uint8 or rgba.ndim != 4 or 4 not in (rgba.shape[1], rgba.shape[3]):
+        raise ValueError(f"{rgba.dtype} {tuple(rgba.shape)}; wanted uint8 (B, 4, S, S) or (B, S, S, 4)")
+    if rgba.shape[1] != 4 or (rgba.shape[3] == 4 and rgba.shape[2] != 4):
+        rgba = rgba.permute(0, 3, 1, 2)
+    canvas = rgba.shape[-1]
+    size = size or canvas
+    drawn = rgba.to(torch.float32).div_(255)
+    if size != canvas or (factors.shift != 0).any() or (factors.scale != 1).any() or (factors.rotation != 0).any():
+        drawn = F.grid_sample(drawn, _grid(factors, canvas, size), align_corners=False)
+    colour, alpha = drawn[:, :3], drawn[:, 3:]
+    if (factors.hue != 0).any():
+        turned = torch.einsum("bij,bjhw->bihw", hue_matrix(factors.hue), colour)
+        colour = torch.minimum(turned.clamp_(min=0), alpha)  # a premultiplied colour lies in [0, alpha]
+    background = (factors.background[:, :, None, None] + 1) / 2
+    return (colour + (1 - alpha) * background).mul_(2).sub_(1)
