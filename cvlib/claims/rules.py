@@ -1,0 +1,191 @@
+"""The rules of a chapter: what it claims and what decides, written down before the first run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cvlib.claims.store import chapters, check, results_root
+from cvlib.errors import BookError
+
+__all__ = ["Arm", "Claim", "Comparison", "Rules", "load_rules"]
+
+_NUMBER = int | float
+_TOP = {"chapter": str, "paper": str, "data": str, "seeds": list, "arms": dict, "claims": list,
+        "assets?": list, "code?": list, "notes?": str}  # fmt: skip
+_ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
+_CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
+          "must_show?": bool, "seeds?": list, "needs?": str}  # fmt: skip
+_COMPARISON = {"measure": str, "comparison": str, "arm": str, "against": str | int | float, "unit": str,
+               "margin?": _NUMBER}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: what it is, how it was tuned (``trials`` runs, as many as every other arm)."""
+
+    name: str
+    description: str
+    tuning: str
+    trials: int
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``arm`` is lower (higher) than ``against`` (an arm or a number) in ``measure`` by over ``margin``."""
+
+    measure: str
+    comparison: str
+    arm: str
+    against: str | float
+    unit: str
+    margin: float = 0.0
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms it needs runs of."""
+        return (self.arm, self.against) if isinstance(self.against, str) else (self.arm,)
+
+    @property
+    def sign(self) -> int:
+        """+1 if higher is claimed, -1 if lower."""
+        return 1 if self.comparison == "higher" else -1
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, how it is measured, and the comparisons that must all hold."""
+
+    id: str
+    statement: str
+    paper_value: str
+    paper_source: str
+    measurement: str
+    rule: str
+    comparisons: tuple[Comparison, ...]
+    seeds: tuple[int, ...]
+    must_show: bool = False
+    needs: str = ""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms it needs, each once."""
+        return tuple(dict.fromkeys(arm for comparison in self.comparisons for arm in comparison.arms))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """All claims of a chapter with their arms; see :func:`load_rules`."""
+
+    chapter: str
+    paper: str
+    data: str
+    seeds: tuple[int, ...]
+    arms: dict[str, Arm]
+    claims: tuple[Claim, ...]
+    assets: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+
+    def claim(self, name: str) -> Claim:
+        """Return the claim with this id; BookError if there is none."""
+        for claim in self.claims:
+            if claim.id == name:
+                return claim
+        raise BookError(f"claim {name!r} of {self.chapter}", f"one of {[claim.id for claim in self.claims]}")
+
+    def measures(self, arm: str) -> list[str]:
+        """Return the measures that a run of this arm must record, each once."""
+        pairs = [c for claim in self.claims for c in claim.comparisons if arm in c.arms]
+        return list(dict.fromkeys(comparison.measure for comparison in pairs))
+
+
+def load_rules(chapter: str) -> Rules:
+    """Return the rules of a chapter from book/results/rules/<chapter>.yaml, checked.
+
+    Raises: BookError, one line with file and key, for a missing file, an unknown or missing key, a wrong
+    type, an arm or id that does not exist or exists twice, fewer than two seeds, an uneven tuning budget,
+    none or more than two ``must_show``.
+    """
+    path = results_root() / "rules" / f"{chapter}.yaml"
+    if not path.is_file():
+        raise BookError(f"{path} is missing", f"a chapter with rules: {', '.join(chapters()) or 'none yet'}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise BookError(f"{path}: {error}", "YAML") from error
+    return parse_rules(data, path)
+
+
+def parse_rules(data: Any, path: Path) -> Rules:
+    """Return the rules in ``data`` as read from ``path``; see :func:`load_rules`."""
+    where = f"rules/{path.name}"
+    check(data, _TOP, where)
+    if data["chapter"] != path.stem:
+        raise BookError(f"{where}: chapter is {data['chapter']!r}", repr(path.stem))
+    arms = {str(name): _arm(str(name), arm, where) for name, arm in data["arms"].items()}
+    seeds = _seeds(data["seeds"], where)
+    claims = tuple(_claim(claim, i, arms, seeds, where) for i, claim in enumerate(data["claims"]))
+    _whole(arms, claims, where)
+    lists = {key: tuple(map(str, data.get(key, ()))) for key in ("assets", "code")}
+    return Rules(path.stem, data["paper"], data["data"], seeds, arms, claims, **lists)
+
+
+def _whole(arms: dict[str, Arm], claims: tuple[Claim, ...], where: str) -> None:
+    ids = [claim.id for claim in claims]
+    if not ids or len(set(ids)) != len(ids):
+        raise BookError(f"{where}: claims with ids {ids}", "at least one, each id once")
+    if len({arm.trials for arm in arms.values()}) > 1:
+        budget = {arm.name: arm.trials for arm in arms.values()}
+        raise BookError(f"{where}: arms.trials is {budget}", "the same tuning budget for every arm")
+    if not 1 <= sum(claim.must_show for claim in claims) <= 2:
+        raise BookError(f"{where}: must_show on {[c.id for c in claims if c.must_show]}", "one or two claims")
+    if unused := set(arms) - {arm for claim in claims for arm in claim.arms}:
+        raise BookError(f"{where}: arms {sorted(unused)} in no comparison", "every arm in a comparison")
+
+
+def _arm(name: str, data: Any, where: str) -> Arm:
+    check(data, _ARM, f"{where}: arms.{name}")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) or re.search(r"-s\d+$", name):
+        raise BookError(f"{where}: arm {name!r}", "lower case letters, digits, . _ - (it names files)")
+    return Arm(name, **data)
+
+
+def _seeds(seeds: list[Any], where: str) -> tuple[int, ...]:
+    if len(seeds) < 2 or len(set(seeds)) != len(seeds) or not all(type(s) is int and s >= 0 for s in seeds):
+        raise BookError(f"{where}: seeds is {seeds}", "at least two different whole numbers")
+    return tuple(seeds)
+
+
+def _claim(data: Any, index: int, arms: dict[str, Arm], seeds: tuple[int, ...], where: str) -> Claim:
+    name = data.get("id", index) if isinstance(data, dict) else index
+    where = f"{where}: claims.{name}"
+    check(data, _CLAIM, where)
+    check(data["paper"], {"value": str | int | float, "source": str}, f"{where}.paper")
+    listed = enumerate(data["comparisons"])
+    comparisons = tuple(_comparison(entry, arms, f"{where}.comparisons[{i}]") for i, entry in listed)
+    if bool(comparisons) == bool(data.get("needs")):
+        raise BookError(f"{where}: {len(comparisons)} comparisons and needs {data.get('needs', '')!r}",
+                        "comparisons, or else what a test of it needs")  # fmt: skip
+    paper, own = data["paper"], data.get("seeds")
+    plain = {key: value for key, value in data.items() if key not in ("paper", "comparisons", "seeds")}
+    seeds = _seeds(own, where) if own is not None else seeds
+    return Claim(**plain, paper_value=str(paper["value"]), paper_source=paper["source"],
+                 comparisons=comparisons, seeds=seeds)  # fmt: skip
+
+
+def _comparison(data: Any, arms: dict[str, Arm], where: str) -> Comparison:
+    check(data, _COMPARISON, where)
+    if data["comparison"] not in ("lower", "higher"):
+        raise BookError(f"{where}.comparison is {data['comparison']!r}", "lower or higher")
+    comparison = Comparison(**data)
+    for arm in comparison.arms:
+        if arm not in arms:
+            raise BookError(f"{where}: unknown arm {arm!r}", f"one of {', '.join(arms)}")
+    if comparison.arm == comparison.against:
+        raise BookError(f"{where}: arm {comparison.arm!r} against itself", "two different arms")
+    return comparison

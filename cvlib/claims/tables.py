@@ -1,0 +1,129 @@
+"""What a reader sees of the evidence: ledger, claims table, plot and scoreboard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cvlib.claims.rules import load_rules
+from cvlib.claims.runs import missing, runs, stale
+from cvlib.claims.store import chapters, results_root
+from cvlib.claims.verdicts import VERDICTS, load_results
+from cvlib.errors import BookError
+from cvlib.show import COLOURS, Output, figure, show, table
+
+__all__ = ["claim_plot", "claims_table", "ledger", "scoreboard"]
+
+
+def ledger(chapter: str) -> Output:
+    """Show arms x seeds x measured minutes: what was run, what is missing and what that will take."""
+    rules, done, open_pairs = load_rules(chapter), runs(chapter), missing(chapter)
+    rows, sums = [], [0.0, 0.0]
+    for arm in rules.arms.values():
+        minutes = [run["seconds"] / 60 for run in done if run["arm"] == arm.name]
+        left = sum(name == arm.name for name, _ in open_pairs)
+        each = sum(minutes) / len(minutes) if minutes else arm.minutes
+        ahead = left * each if each is not None else None if left else 0.0
+        sums = [sums[0] + sum(minutes), sums[1] + (ahead or 0.0)]
+        seeds = f"{len(minutes)} of {len(minutes) + left}"
+        tuning = f"{arm.trials} trials: {arm.tuning}"
+        rows.append([f"`{arm.name}`", arm.description, tuning, seeds, each, sum(minutes), ahead])
+    rows.append(["**all**", "", "", f"{len(done)} of {len(done) + len(open_pairs)}", None, *sums])
+    old = f" {len(stale(chapter))} of the runs rest on code that has changed since." if stale(chapter) else ""
+    head = ["arm", "what it is", "tuning", "seeds", "minutes a seed", "minutes spent", "minutes to go"]
+    return table(rows, head, caption=f"Ledger of {chapter}.{old}", digits=3)
+
+
+def _numbers(entry: dict[str, Any]) -> str:
+    return f"{entry['mean']:+.3g} [{entry['low']:+.3g}, {entry['high']:+.3g}] {entry['unit']}".strip()
+
+
+def claims_table(chapter: str) -> Output:
+    """Show the chapter's claims, a row per comparison: the paper's value beside ours, and the verdict."""
+    rows: list[list[Any]] = []
+    for claim in load_results(chapter)["claims"]:
+        paper = f"{claim['paper']['value']} ({claim['paper']['source']})"
+        verdict = f"**{claim['verdict']}**" + (f": needs {claim['needs']}" if claim["needs"] else "")
+        first = [claim["id"] + " ★" * claim["must_show"], claim["statement"], paper]
+        if not claim["comparisons"]:
+            rows.append([*first, "–", "–", None, None, claim["n_seeds"], verdict])
+        for entry in claim["comparisons"]:
+            what = f"`{entry['measure']}`: `{entry['arm']}` {entry['comparison']} than `{entry['against']}`"
+            held = f"{what}: {'holds' if entry['holds'] else 'does not hold'}"
+            numbers = [_numbers(entry), entry["effect"], entry["p_holm"], entry["n_seeds"]]
+            rows.append([*first, held, *numbers, verdict])
+            first, verdict = ["", "", ""], ""
+    head = ["claim", "statement", "paper", "comparison", "difference, 95 % interval", "effect size"]
+    head += ["p (Holm)", "seeds", "verdict"]
+    caption = f"Claims of {chapter}, decided by rules committed before the first run. ★ must show."
+    return table(rows, head, caption=caption, digits=2)
+
+
+def scoreboard() -> Output:
+    """Show one row per chapter: how many claims came out how, and the two that must show."""
+    rows: list[list[Any]] = []
+    for chapter in chapters():
+        rules = load_rules(chapter)
+        known = (results_root() / f"{chapter}.json").is_file()
+        claims = load_results(chapter)["claims"] if known else []
+        counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
+        if not known:
+            counts[-1] = len(rules.claims)
+        stars = [f"{claim['id']} {claim['verdict']}" for claim in claims if claim["must_show"]]
+        hours = sum(run["seconds"] for run in runs(chapter)) / 3600
+        rows.append([f"`{chapter}`", rules.paper, len(rules.claims), *counts, "; ".join(stars), hours])
+    head = ["chapter", "paper", "claims", *VERDICTS, "must show", "hours of runs"]
+    return table(rows, head, caption="Scoreboard: the papers' claims on this book's data.", digits=2)
+
+
+def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:
+    """Show a claim seed by seed: both arms paired, and their difference with its interval.
+
+    The shaded side is where the claim puts the difference. Raises: BookError if the claim is not tested.
+    """
+    (found,) = [c for c in load_results(chapter)["claims"] if c["id"] == load_rules(chapter).claim(claim).id]
+    entries = found["comparisons"]
+    if not entries:
+        raise BookError(f"claim {claim} of {chapter} is not tested", "its runs", f"see ledger({chapter!r})")
+    by_seed = {(run["arm"], run["seed"]): run["values"] for run in runs(chapter)}
+    seeds = load_rules(chapter).claim(claim).seeds
+    fig, axes = figure(height=2.3 * len(entries) + 0.3, rows=len(entries), columns=2, squeeze=False)
+    for row, entry in zip(axes, entries, strict=True):
+        ours = [by_seed[entry["arm"], seed][entry["measure"]] for seed in seeds]
+        other = entry["against"]
+        theirs = [
+            by_seed[other, s][entry["measure"]] if isinstance(other, str) else float(other) for s in seeds
+        ]
+        _pairs(row[0], entry, ours, theirs)
+        _difference(row[1], entry, [a - b for a, b in zip(ours, theirs, strict=True)])
+    parts = [f"{e['measure']} of {e['arm']} minus {e['against']}: {_numbers(e)}" for e in entries]
+    alt = f"Claim {claim}, {found['verdict']}. " + "; ".join(parts) + "."
+    text = caption or (
+        f"**{claim}: {found['verdict']}.** Left: {len(seeds)} seeds, a line per pair. Right: their "
+        "differences, mean and 95 % bootstrap interval; shaded where the claim puts them."
+    )
+    return show(fig, alt=alt, caption=text)
+
+
+def _pairs(ax: Any, entry: dict[str, Any], ours: list[float], theirs: list[float]) -> None:
+    for pair in zip(theirs, ours, strict=True):
+        ax.plot([0, 1], pair, color=COLOURS["control"], linewidth=1, linestyle="-", zorder=1)
+    ax.scatter([0] * len(theirs), theirs, color=COLOURS["baseline"], marker="^", zorder=2)
+    ax.scatter([1] * len(ours), ours, color=COLOURS["ours"], marker="o", zorder=2)
+    ax.set(xticks=[0, 1], xticklabels=[str(entry["against"]), entry["arm"]], xlim=(-0.5, 1.5))
+    ax.set_ylabel(f"{entry['measure']} ({entry['unit']})" if entry["unit"] else entry["measure"])
+
+
+def _difference(ax: Any, entry: dict[str, Any], differences: list[float]) -> None:
+    sign = 1 if entry["comparison"] == "higher" else -1
+    edge, far = sign * entry["margin"], max(map(abs, differences)) * 1.3 or 1.0
+    low, high = min(-0.2 * far, edge, *differences), max(0.2 * far, edge, *differences)
+    limits = (low - 0.1 * (high - low), high + 0.1 * (high - low))
+    ax.axvspan(edge, limits[1] if sign > 0 else limits[0], color=COLOURS["real"], alpha=0.12, linewidth=0)
+    ax.axvline(edge, color=COLOURS["paper"], linestyle="--", linewidth=1)
+    ax.scatter(differences, range(1, len(differences) + 1), color=COLOURS["control"], zorder=2)
+    bars = [[entry["mean"] - entry["low"]], [entry["high"] - entry["mean"]]]
+    ax.errorbar([entry["mean"]], [0], xerr=bars, fmt="o", color=COLOURS["ours"], capsize=4, zorder=3)
+    ax.set(yticks=[0, (1 + len(differences)) / 2], yticklabels=["mean", "seeds"], xlim=limits)
+    ax.set_ylim(-0.8, len(differences) + 0.8)
+    ax.set_xlabel("difference" + f" ({entry['unit']})" * bool(entry["unit"]))
+    ax.grid(False)
