@@ -129,8 +129,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any], source: str) -> 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, moments in state["state"].items():
         for key, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
-                moments[key] = torch.empty_like(parameters[index], dtype=value.dtype).copy_(value).detach()
+            if isinstance(value, Tensor):  # copies: what was read may still lie in the file
+                same = value.shape == parameters[index].shape
+                like = parameters[index] if same else value
+                moments[key] = torch.empty_like(like, dtype=value.dtype).copy_(value).detach()
     optimizer.load_state_dict(state)
 
 

@@ -18,7 +18,7 @@ _EXACT = 2**53  # integers up to here are exact as floats
 
 
 def canonical(value: Any, name: str = "config") -> Any:
-    """Return ``value`` with only JSON types: tuples as lists, paths as text, 2.0 as 2 (as RFC 8785 prints it).
+    """Return ``value`` with only JSON types: tuples as lists, paths as text, 2.0 as 2 (RFC 8785).
 
     Raises: BookError for anything that has no such form (an object, NaN, a key that is not text).
     """
@@ -59,7 +59,7 @@ def run_folder(root: str | os.PathLike[str], stage: str, config: Mapping[str, An
     """Return ``root/<stage>-<first 8 digits of the digest>``: another configuration, another folder.
 
     >>> run_folder("runs", "vqgan", {"seed": 0}).as_posix()
-    'runs/vqgan-b0e14513'
+    'runs/vqgan-bd048884'
     """
     return Path(root) / f"{stage}-{config_digest(config)[:8]}"
 

@@ -85,7 +85,7 @@ class Journal:
         columns = {name: [row[name] for row in self._since if name in row] for name in names}
         means = self.runtime.mean({name: math.fsum(col) / len(col) for name, col in columns.items()})
         elapsed = max(time.perf_counter() - self._mark, 1e-9)
-        row = {"step": step, **means}
+        row: dict[str, Any] = {"step": step, **means}
         row |= {f"eval/{name}": value if math.isfinite(value) else None for name, value in evaluated.items()}
         row |= {"rate": (self.images - self._mark_images) / elapsed, "seconds": self.seconds}
         left = (self.steps - step) * elapsed / max(1, len(self._since))
@@ -96,7 +96,7 @@ class Journal:
         self._since, self._mark, self._mark_images = [], time.perf_counter(), self.images
 
     def say(self, text: str, *, loud: bool = False) -> None:
-        """Print one line that begins with the run's name (process 0 only; nothing when quiet, unless loud)."""
+        """Print one line that begins with the run's name (process 0 only; not when quiet, unless loud)."""
         if self.runtime.is_main and (loud or not self.quiet):
             print(f"{self.path.parent.name}  {text}", flush=True)
 

@@ -170,7 +170,7 @@ def _begin(state: TrainingState, steps: int) -> tuple[int | None, dict[str, Any]
 def _evaluate(
     state: TrainingState, evaluate: Callable[[int], Mapping[str, float]], done: int, best: str | None
 ) -> dict[str, float]:
-    """Return the values of an evaluation (means over processes), and keep the weights if they are the best."""
+    """Return an evaluation's values (means over processes); keep the weights if they are the best."""
     with state.journal.paused(), state.evaluating():
         values = state.runtime.mean({name: float(value) for name, value in evaluate(done).items()})
         if best is not None:

@@ -50,7 +50,7 @@ def command_line() -> str:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Return the largest memory in MiB that this process held so far: on CUDA the card's, else main memory."""
+    """Return the most memory in MiB that this process held so far: the card's on CUDA, else main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:

@@ -62,7 +62,7 @@ class Runtime:
 
     @property
     def fused(self) -> dict[str, bool]:
-        """Keyword for torch optimisers, ``Adam(..., **runtime.fused)``: one kernel for all weights on CUDA."""
+        """Keyword for optimisers, ``Adam(..., **runtime.fused)``: one kernel for all weights on CUDA."""
         return {"fused": True} if self.device.type == "cuda" else {}
 
     def describe(self) -> str:
@@ -75,7 +75,7 @@ class Runtime:
         return f"{self.device.type} ({name}){many}, {self.precision}, torch {torch.__version__}"
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products and convolutions run in bf16, if that is the precision."""
+        """Return a context in which products and convolutions run in bf16, if that is the precision."""
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 

@@ -52,6 +52,8 @@ class TrainingState:
     ) -> None:
         if bad := [name for name in modules if "." in name or not name]:
             raise ValueError(f"a module is called {bad[0]!r}; wanted a name without dots")
+        if isinstance(batches, Iterator) and not hasattr(batches, "state_dict"):
+            raise TypeError("batches is an iterator without state_dict: a resumed run could not go on in it")
         self.folder, self.modules, self.optimizers, self.batches = folder, modules, optimizers, batches
         self.ema, self.extras, self.journal, self.runtime = ema, extras, journal, runtime
         self.saved_step, self.saved_at = -1, time.monotonic()

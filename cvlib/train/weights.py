@@ -74,15 +74,13 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unknown:
-        lists = [f"{len(names)} {what} ({names[0]} ...)" for names, what in
-                 ((missing, "missing weights"), (unknown, "unknown weights")) if names]  # fmt: skip
-        raise BookError(
-            f"{source} has {' and '.join(lists)}", f"the weights of {type(module).__name__}", _OTHER
-        )
+        named = [("lacks", missing), ("has unknown", unknown)]
+        seen = " and ".join(f"{verb} {len(names)} weights ({names[0]})" for verb, names in named if names)
+        raise BookError(f"{source} {seen}", f"the weights of {type(module).__name__}", _OTHER)
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            seen, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
-            raise BookError(f"{source} has {name} of shape {seen}", str(wanted), _OTHER)
+            shape = tuple(tensors[name].shape)
+            raise BookError(f"{source} has {name} of shape {shape}", f"{tuple(tensor.shape)}", _OTHER)
     module.load_state_dict(dict(tensors))
 
 

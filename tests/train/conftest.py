@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +107,26 @@ class Experiment:
         found["noise"] = self.noise.get_state()
         return copy.deepcopy(found)
 
+    def assert_same(self, other: Experiment) -> None:
+        """Equal names, shapes and bits."""
+        one, two = self.tensors(), other.tensors()
+        assert one.keys() == two.keys()
+        different = [name for name in one if not torch.equal(one[name], two[name])]
+        assert not different, different
 
-def losses(result: RunResult) -> list[dict[str, Any]]:
-    """The history without the clock."""
-    return [{k: v for k, v in row.items() if k not in ("rate", "seconds")} for row in result.history]
+    @staticmethod
+    def rows(result: RunResult) -> list[dict[str, Any]]:
+        """The history without the clock."""
+        return [{k: v for k, v in row.items() if k not in ("rate", "seconds")} for row in result.history]
 
 
-def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    """Equal names, shapes and bits."""
-    assert one.keys() == two.keys()
-    different = [name for name in one if not torch.equal(one[name], two[name])]
-    assert not different, different
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few hundred numbers: threads that wait for each other only cost time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
