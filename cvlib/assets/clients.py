@@ -114,8 +114,8 @@ def download(asset: Asset, folder: Path) -> Path:
         raise _unfetched(asset, str(error), "check the network") from error
     files = [path for path in folder.iterdir() if path.suffix in (".whl", ".tgz", ".deb")]
     if done.returncode or len(files) != 1:
-        check = "run 'apt-get update'" if asset.kind == "debian" else "check the network"
-        raise _unfetched(asset, _reason(done), check)
+        update = " and run 'apt-get update'" if asset.kind == "debian" else ""
+        raise _unfetched(asset, _reason(done), f"check the network{update}")
     return files[0]
 
 

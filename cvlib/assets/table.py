@@ -51,7 +51,8 @@ class Asset:
         >>> ASSETS["lpips-linear"].spec
         'lpips==0.1.4'
         """
-        return f"{self.package}{ {'wheel': '==', 'npm': '@', 'debian': '='}[self.kind] }{self.version}"
+        sign = {"wheel": "==", "npm": "@", "debian": "="}[self.kind]
+        return f"{self.package}{sign}{self.version}"
 
     @property
     def unpacked(self) -> int:
