@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from cvlib.nn.precision import without_autocast
 
 __all__ = ["AttnBlock", "Decoder", "Downsample", "Encoder", "GroupNorm", "ResBlock", "Upsample"]
 
@@ -31,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, dim), dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 

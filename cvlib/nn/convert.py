@@ -74,10 +74,14 @@ def convert_vqgan(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     n_levels = 1 + max(
         (int(i) for key in kept for i in re.findall(r"^encoder\.down\.(\d+)\.", key)), default=0
     )
-    try:
-        renamed = {_vqgan_name(key, n_levels): value for key, value in kept.items()}
-    except KeyError as error:
-        raise BookError(f"entry {error} in the checkpoint", "a VQGAN's encoder, decoder, quantize") from error
+    renamed: dict[str, Tensor] = {}
+    for key, value in kept.items():
+        try:
+            renamed[_vqgan_name(key, n_levels)] = value
+        except KeyError as error:
+            raise BookError(
+                f"entry {key} in the checkpoint", "encoder, decoder, quantize of a VQGAN"
+            ) from error
     return _fuse(renamed, ("q", "k", "v"))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cvlib.assets import member
 from cvlib.errors import BookError
+from cvlib.nn.precision import without_autocast
 from cvlib.nn.vgg import VGG, Frozen, vgg16_hed, vgg19
 
 __all__ = ["LPIPS_LAYERS", "PerceptualDistance", "lpips_vgg16_hed", "vgg_loss"]
@@ -63,7 +64,7 @@ class PerceptualDistance(Frozen):
         fx = self.features(x) if isinstance(x, Tensor) else x
         fy = self.features(y) if isinstance(y, Tensor) else y
         total = fx[0].new_zeros(())
-        with torch.autocast(fx[0].device.type, enabled=False):
+        with without_autocast(fx[0]):
             for layer, a, b in zip(self.layers, fx, fy, strict=True):
                 square = (a - b).square()
                 if self.is_weighted:

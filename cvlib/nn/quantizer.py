@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
+from cvlib.nn.precision import without_autocast
 
 __all__ = ["CodeUsage", "Quantized", "VectorQuantizer", "kmeans", "nearest_code", "straight_through"]
 
@@ -55,7 +56,7 @@ def nearest_code(z: Tensor, codes: Tensor, chunk_elements: int = 2**22) -> Tenso
     >>> nearest_code(torch.tensor([[0.9], [-3.0]]), torch.tensor([[1.0], [0.0], [-1.0]]))
     tensor([0, 2])
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         z, codes = z.float(), codes.float()
         half_norms = codes.square().sum(dim=1) / 2
         pieces = z.split(max(1, chunk_elements // len(codes)))
@@ -95,16 +96,21 @@ def kmeans(
     return centres
 
 
-class CodeUsage:
+class CodeUsage(nn.Module):
     """Counts of the codes chosen over a pass; usage within a single batch says little.
+
+    A module only so that its counts travel with a model to a device and into a checkpoint.
 
     >>> usage = CodeUsage(4)
     >>> usage.update(torch.tensor([0, 0, 1, 1])); usage.fraction_used, round(usage.perplexity, 6)
     (0.5, 2.0)
     """
 
+    counts: Tensor
+
     def __init__(self, n_codes: int) -> None:
-        self.counts = torch.zeros(n_codes, dtype=torch.long)
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(n_codes, dtype=torch.long))
 
     def update(self, indices: Tensor) -> None:
         """Add the codes of one batch, of any shape."""
@@ -176,7 +182,7 @@ class VectorQuantizer(nn.Module):
         """Return :class:`Quantized` for features ``z`` (B, D, H, W)."""
         if z.dim() != 4 or z.shape[1] != self.dim_z:
             raise ValueError(f"features {tuple(z.shape)}; wanted (B, {self.dim_z}, H, W)")
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             z = self._scaled(z, dim=1)
             nearest = nearest_code(rearrange(z, "b d h w -> (b h w) d"), self._scaled(self.codebook, dim=1))
             indices = nearest.view(z.shape[0], *z.shape[2:])
