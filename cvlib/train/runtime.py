@@ -80,13 +80,16 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def prepare(self, module: M) -> M:
-        """Move ``module`` to the device in place and return it; convolution weights become channels_last.
+        """Move ``module`` to the device in place and return it; on CUDA convolutions become channels_last.
+
+        On a CPU they stay as they are: the backward pass of bf16 group normalisation is about ten times
+        slower in channels_last there (torch 2.13), which costs more than the convolutions gain.
 
         With ``compile=True`` its forward is compiled (also in place, so that weight names stay). All
         processes receive the weights of process 0.
         """
         module.to(self.device)
-        if self.device.type != "mps" and any(p.ndim == 4 for p in module.parameters()):
+        if self.device.type == "cuda" and any(p.ndim == 4 for p in module.parameters()):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile and getattr(module, "_compiled_call_impl", None) is None:
             module.compile()

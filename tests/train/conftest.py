@@ -39,12 +39,21 @@ class Numbers:
 class Experiment:
     """A tiny adversarial autoencoder, built from its seed; ``run`` calls fit on it."""
 
-    def __init__(self, precision: str = "fp32", seed: int = 0, dropout: float = 0.2) -> None:
+    noise_level = 0.1
+
+    def __init__(
+        self, precision: str = "fp32", seed: int = 0, dropout: float = 0.2, norm: bool = True
+    ) -> None:
         seed_everything(seed)
         self.config = {"seed": seed, "precision": precision, "dropout": dropout}
         self.runtime = Runtime("cpu", precision)
-        conv = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout(dropout)]
-        self.model = nn.Sequential(*conv, nn.Conv2d(8, 3, 3, padding=1))
+        conv = [
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+        ]
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *between, nn.Conv2d(8, 3, 3, padding=1))
         self.critic = nn.Sequential(nn.Conv2d(3, 8, 4, 2), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 3))
         self.optimizers = {
             "model": torch.optim.Adam(self.model.parameters(), 1e-2, betas=(0.5, 0.9)),
@@ -64,7 +73,8 @@ class Experiment:
         self.before_step(t)
         self.seen.append(t)
         real = batch["image"]
-        noisy = real + 0.1 * torch.randn(real.shape, generator=self.noise) + 0.1 * torch.randn_like(real)
+        noise = torch.randn(real.shape, generator=self.noise) + torch.randn_like(real)
+        noisy = real + self.noise_level * noise
         with self.runtime.autocast():
             fake = self.model(noisy)
             score = self.critic(fake)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvlib.errors import BookError
-from cvlib.train import Interrupted, fit, load_weights
+from cvlib.train import fit, load_weights
 from cvlib.train.folder import locked
 
 
@@ -161,7 +161,7 @@ def test_signals_save_first(experiment, tmp_path, number, capsys):
     try:
         first = experiment()
         first.before_step = lambda t: os.kill(os.getpid(), number) if t == 5 else None
-        with pytest.raises((Interrupted, SystemExit)):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
             first.run(tmp_path / "run")
         assert obeyed == (["SIGTERM"] if number == signal.SIGTERM else [])
     finally:
