@@ -7,9 +7,10 @@ from typing import Any
 from cvlib.data import emoji
 from cvlib.data.base import SPLITS, Batches, Dataset
 from cvlib.data.factors import Factors
+from cvlib.data.rows import Rows
 from cvlib.errors import BookError
 
-__all__ = ["Batches", "Dataset", "Factors", "load"]
+__all__ = ["Batches", "Dataset", "Factors", "Rows", "load"]
 
 _LOADERS = {"emoji": emoji.load}
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import jupytext
 
+from cvlib.claims.store import repository
+from cvlib.pages.pairing import definitions
 from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
 
 __all__ = ["Page", "begin"]
@@ -25,6 +30,34 @@ class Page:
     smoke: bool = False  # CVLIB_SMOKE=1: the least work that still runs every cell
     static: bool = False  # CVLIB_STATIC=1: rendered for the book, so no live widget
     record: bool = False  # the page's own parameter ``record``; never in a smoke run
+    started: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether widgets that need a kernel make sense: a reader runs the page, not the book or a test."""
+        return not (self.static or self.smoke)
+
+    def definitions(self, name: str) -> ModuleType:
+        """Return what another page of the book defines; see :func:`cvlib.pages.definitions`."""
+        return definitions(repository() / "notebooks" / f"{name}.py")
+
+    def finish(self, device: str) -> None:
+        """Show the box "what ran here": device, time, peak memory, versions, commit, parameters in force."""
+        from cvlib.show import table
+        from cvlib.train import git_commit, peak_mb
+
+        scale = "smoke" if self.smoke else "the parameters below"
+        minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
+        rows = [
+            ["device", device],
+            ["time of this page", f"{minutes} min {seconds} s"],
+            ["peak memory", f"{peak_mb():,.0f} MB"],
+            ["Python", platform.python_version()],
+            ["commit", git_commit()[:12]],
+            ["scale", scale],
+            *([name, repr(value)] for name, value in self.parameters.items()),
+        ]
+        table(rows, ["what ran here", ""])
 
 
 def _cells(namespace: MutableMapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
