@@ -1,4 +1,31 @@
-"""The rules of a chapter: what it claims and what decides, written down before the first run."""
+"""The rules of a chapter: what it claims and what decides, written down before the first run.
+
+A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
+
+    chapter: taming
+    paper: Esser et al. 2021
+    data: emoji, 32 px, split by concept
+    assets: [emoji, vgg16-hed]                 # ? what the runs need
+    code: [cvlib/nn, notebooks/taming.py::fit_first_stage]   # ? a change of it makes runs stale
+    seeds: [0, 1, 2, 3, 4]
+    arms:
+      pixels: {description: L1 only, tuning: three learning rates, trials: 3, minutes: 4}   # minutes ?
+      full: {description: L1 + perceptual + adversarial, tuning: the same, trials: 3}
+    claims:
+      - id: C1
+        statement: Perceptual and adversarial training lowers the perceptual error while PSNR falls.
+        paper: {value: rFID 7.9 against 20.0, source: Table 4}
+        measurement: LPIPS-VGG16-HED and PSNR over all test images
+        rule: Both comparisons hold over 5 paired seeds.
+        must_show: true                        # ? one or two claims of the file
+        seeds: [0, 1, 2]                       # ? instead of the file's
+        needs: ImageNet                        # ? instead of comparisons, where nothing here can test it
+        comparisons:
+          - {measure: lpips, unit: "", comparison: lower, arm: full, against: pixels}
+          - {measure: psnr, unit: dB, comparison: lower, arm: full, against: pixels, margin: 0.5}   # margin ?
+
+``against`` is an arm or a number. A difference counts if it exceeds ``margin`` (0; negative: "not worse by").
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from cvlib.claims import aggregate, claim_plot, claims_table, ledger, scoreboard
+from cvlib.errors import BookError
+
+
+def test_ledger_counts_minutes(fill):
+    fill(seeds=range(2))
+    text = ledger("demo").text.splitlines()
+    full, plain, total = text[2:5]
+    assert "2 of 5" in full and full.split()[-3:] == ["1.5", "3", "4.5"]
+    assert "2 of 5" in plain and plain.split()[-3:] == ["0.5", "1", "1.5"]
+    assert "4 of 10" in total and total.split()[-2:] == ["4", "6"]
+
+
+def test_ledger_guesses_from_the_rules_before_the_first_run(write, rules):
+    write(rules)
+    full, plain, total = ledger("demo").text.splitlines()[2:5]
+    assert full.split()[-3:] == ["6", "0", "30"]
+    assert plain.split()[-3:] == ["–", "0", "–"]
+    assert "0 of 10" in total
+
+
+def test_ledger_says_what_is_stale(fill, repo):
+    fill()
+    assert "changed since" not in ledger("demo").text
+    (repo / "cvlib" / "a.py").write_text("x = 1\n")
+    assert "10 of the runs rest on code that has changed since" in ledger("demo").text
+
+
+def test_claims_table_sets_the_paper_beside_ours(fill):
+    fill()
+    aggregate("demo")
+    html = claims_table("demo").html
+    for wanted in (
+        "C1 ★",
+        "7.9 (Table 4)",
+        "-0.28 [",
+        "L1",
+        "<strong>reproduced</strong>",
+        ": holds",
+        "needs a GPU day",
+    ):
+        assert wanted in html, wanted
+
+
+def test_scoreboard_has_a_row_per_chapter(fill, rules, write):
+    fill()
+    write({**rules, "chapter": "later"}, "later")
+    before = scoreboard().text.splitlines()
+    assert before[2].split()[-6:] == ["2", "0", "0", "0", "2", "0.17"]  # not aggregated: nothing tested
+    aggregate("demo")
+    demo, later = scoreboard().text.splitlines()[2:4]
+    assert "`demo`" in demo and "C1 reproduced" in demo and demo.split()[-1] == "0.17"
+    assert later.split()[-6:-1] == ["2", "0", "0", "0", "2"] and later.split()[0] == "`later`"
+
+
+def test_plot_states_the_finding(fill):
+    fill()
+    aggregate("demo")
+    out = claim_plot("demo", "C1")
+    assert "Claim C1, reproduced. error of full minus plain: -0.28 [" in out.text
+    assert 'alt="Claim C1' in out.html and "5 seeds" in out.html
+    with pytest.raises(BookError, match="C2 of demo is not tested"):
+        claim_plot("demo", "C2")
+    with pytest.raises(BookError, match="claim 'C9' of demo"):
+        claim_plot("demo", "C9")
