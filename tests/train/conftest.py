@@ -47,12 +47,7 @@ class Experiment:
         seed_everything(seed)
         self.config = {"seed": seed, "precision": precision, "dropout": dropout}
         self.runtime = Runtime("cpu", precision)
-        conv = [
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8) if norm else nn.Identity(),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-        ]
+        between = [nn.BatchNorm2d(8) if norm else nn.Identity(), nn.SiLU(), nn.Dropout(dropout)]
         self.model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *between, nn.Conv2d(8, 3, 3, padding=1))
         self.critic = nn.Sequential(nn.Conv2d(3, 8, 4, 2), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 3))
         self.optimizers = {
