@@ -139,3 +139,25 @@ pathlib.Path(name).write_bytes(data)
         return calls
 
     return installer
+
+
+@pytest.fixture
+def whole() -> Callable[[Path], bool]:
+    """Return a test of whether a folder holds the fixture's members and nothing else."""
+
+    def check(folder: Path) -> bool:
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        return found == CONTENT
+
+    return check
+
+
+@pytest.fixture
+def rests(tmp_path: Path) -> Callable[[], list[str]]:
+    """Return a lister of whatever lies in the cache beside locks and finished folders."""
+
+    def check() -> list[str]:
+        names = [path.name for path in (tmp_path / "cache" / "assets").glob("*")]
+        return [name for name in names if name.startswith(".") and not name.endswith(".lock")]
+
+    return check

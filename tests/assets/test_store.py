@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,62 +18,8 @@ from cvlib.errors import BookError
 
 CONTENT = {"a.txt": b"first member\n", "deep/b.bin": bytes(range(256)) * 40}
 
-# A fresh process that fetches the tiny asset; argv: its hash, size and the members' hashes.
-DRIVER = """
-import sys, time
-from pathlib import Path
-import cvlib.assets.store as store, cvlib.assets.table as table
-table.ASSETS = store.ASSETS = table.load_table(Path(sys.argv[1]))
-if len(sys.argv) > 2:  # stop for ever in the middle of unpacking, and say so
-    copy, told = store.unpack, Path(sys.argv[2])
-    def half(asset, archive, folder):
-        copy(asset, archive, folder)
-        next(folder.rglob("b.bin")).write_bytes(b"half")
-        told.write_text("here")
-        time.sleep(60)
-    store.unpack = half
-print(store.fetch("tiny"))
-"""
 
-
-def whole(folder: Path) -> bool:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == CONTENT
-
-
-def rests(tmp_path: Path) -> list[str]:
-    """Anything in the cache but locks and finished folders."""
-    names = [path.name for path in (tmp_path / "cache" / "assets").glob("*")]
-    return [name for name in names if name.startswith(".") and not name.endswith(".lock")]
-
-
-def table_file(asset, path: Path) -> Path:
-    members = ", ".join(f'["{m.name}", {m.size}, "{m.sha256}"]' for m in asset.members)
-    keys = ("kind", "package", "version", "file", "sha256", "licence", "credit", "what")
-    rows = [f'{key} = "{getattr(asset, key)}"' for key in keys]
-    path.write_text(
-        "\n".join(
-            [f"[{asset.name}]", *rows, f"size = {asset.size}", 'inside = "package"', f"members = [{members}]"]
-        )
-    )
-    return path
-
-
-def start(table: Path, *more: str) -> subprocess.Popen[str]:
-    """A real process of its own group, so that a kill reaches its fake npm too."""
-    command = [sys.executable, "-c", DRIVER, str(table), *more]
-    root = Path(store.__file__).parents[2]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=root, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def wait_for(condition, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
-def test_fetch_once_then_offline(make, use, npm, tmp_path, monkeypatch, capsys):
+def test_fetch_once_then_offline(make, use, npm, tmp_path, monkeypatch, capsys, whole, rests):
     asset, _ = make()
     use(asset)
     calls = npm()
@@ -88,7 +31,7 @@ def test_fetch_once_then_offline(make, use, npm, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")  # no client from here on
     assert fetch("tiny") == folder and member("tiny", "deep/b.bin").read_bytes() == CONTENT["deep/b.bin"]
     assert len(calls.read_text().splitlines()) == 1 and not capsys.readouterr().err
-    assert not rests(tmp_path)
+    assert not rests()
 
 
 def test_member_fetches_and_unknown_names_are_told(make, use, npm):
@@ -103,7 +46,7 @@ def test_member_fetches_and_unknown_names_are_told(make, use, npm):
         fetch("tinny")
 
 
-def test_group_comes_whole_and_quiet(make, use, npm, capsys):
+def test_group_comes_whole_and_quiet(make, use, npm, capsys, whole):
     use(make("one")[0], make("two")[0])
     calls = npm()
     folder = fetch("all", quiet=True)
@@ -121,7 +64,7 @@ def test_group_says_once_what_it_is_about_to_do(make, use, npm, capsys):
     assert len(lines) == 3 and lines[0].startswith("fetching 2 assets") and str(cache_root()) in lines[0]
 
 
-def test_one_failure_in_a_group_does_not_keep_the_others_away(make, use, npm):
+def test_one_failure_in_a_group_does_not_keep_the_others_away(make, use, npm, whole):
     good, (bad, archive) = make("good")[0], make("bad")
     archive.unlink()
     use(bad, good)
@@ -148,7 +91,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["missing", "truncated", "flipped", "flipped, same time"])
 @pytest.mark.parametrize("through", ["fetch", "member"])
 def test_damaged_member_is_told_and_fetched_again(
-    make, use, npm, tmp_path, monkeypatch, capsys, how, through
+    make, use, npm, tmp_path, monkeypatch, capsys, how, through, whole, rests
 ):
     asset, _ = make()
     use(asset)
@@ -159,7 +102,7 @@ def test_damaged_member_is_told_and_fetched_again(
         monkeypatch.setattr(store, "_verified", {})  # another process: nothing remembered
     assert "b.bin" in (problem(asset) or "")
     (fetch("tiny", quiet=True) if through == "fetch" else member("tiny", "deep/b.bin"))
-    assert whole(location(asset)) and not rests(tmp_path)
+    assert whole(location(asset)) and not rests()
     told = capsys.readouterr().err.splitlines()[0]
     why = {"missing": "is missing", "truncated": "10239 bytes, wanted 10240"}.get(how, "SHA-256")
     assert "b.bin" in told and why in told and told.endswith("fetching it again")
@@ -191,17 +134,17 @@ def test_damaged_asset_stays_when_it_cannot_be_fetched_again(make, use, npm):
     assert (location(asset) / "deep/b.bin").read_bytes() == CONTENT["deep/b.bin"]
 
 
-def test_wrong_archive_is_refused_and_nothing_is_kept(make, use, npm, tmp_path):
+def test_wrong_archive_is_refused_and_nothing_is_kept(make, use, npm, tmp_path, rests):
     asset, archive = make()
     use(asset)
     npm()
     archive.write_bytes(archive.read_bytes()[::-1])
     with pytest.raises(BookError, match=r"tiny-1\.0\.tgz is not the pinned .* wanted SHA-256"):
         fetch("tiny")
-    assert problem(asset) is None and not rests(tmp_path)
+    assert problem(asset) is None and not rests()
 
 
-def test_archives_the_reader_brought(make, use, monkeypatch, tmp_path):
+def test_archives_the_reader_brought(make, use, monkeypatch, tmp_path, whole):
     asset, archive = make(kind="wheel")
     use(asset)
     monkeypatch.setattr(clients, "client", lambda kind: pytest.fail("asked a client"))
@@ -222,7 +165,7 @@ def test_archives_the_reader_brought(make, use, monkeypatch, tmp_path):
         ("npm warn old\nnpm error 404 tiny is not here", "npm error 404 tiny is not here"),
     ],
 )
-def test_failed_client_is_explained_in_one_line(make, use, npm, tmp_path, said, why):
+def test_failed_client_is_explained_in_one_line(make, use, npm, tmp_path, said, why, rests):
     asset, _ = make()
     use(asset)
     npm(fail=said)
@@ -232,7 +175,7 @@ def test_failed_client_is_explained_in_one_line(make, use, npm, tmp_path, said, 
     assert f"asset tiny (npm package tiny@1.0) could not be fetched: {why};" in line and "\n" not in line
     for way_out in ("cvlib assets fetch tiny", "npm pack --ignore-scripts", "tiny-1.0.tgz", "CVLIB_ARCHIVES"):
         assert way_out in line
-    assert problem(asset) is None and not rests(tmp_path)
+    assert problem(asset) is None and not rests()
 
 
 @pytest.mark.parametrize(("kind", "name"), [("wheel", "pip"), ("npm", "npm"), ("debian", "apt-get")])
@@ -253,7 +196,7 @@ def test_npm_from_the_python_package_where_path_has_none(monkeypatch):
     assert done.returncode == 0 and done.stdout[0].isdigit()
 
 
-def test_full_disk_before_and_during(make, use, npm, monkeypatch, tmp_path):
+def test_full_disk_before_and_during(make, use, npm, monkeypatch, tmp_path, whole, rests):
     asset, _ = make()
     use(asset)
     npm()
@@ -271,7 +214,7 @@ def test_full_disk_before_and_during(make, use, npm, monkeypatch, tmp_path):
         patch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
         with pytest.raises(BookError, match=r"asset tiny: 0 MB free .*CVLIB_CACHE"):
             fetch("tiny")
-    assert damaged.exists() and not rests(tmp_path)
+    assert damaged.exists() and not rests()
     assert whole(fetch("tiny"))
 
 
@@ -291,20 +234,7 @@ def test_cache_root_follows_the_environment(monkeypatch, tmp_path):
     assert cache_root().name == "compvis-book" and cache_root().is_absolute()
 
 
-def test_two_processes_fetch_once(make, use, npm, tmp_path):
-    asset, _ = make()
-    use(asset)
-    calls = npm(seconds=0.7)
-    table = table_file(asset, tmp_path / "table.toml")
-    both = [start(table), start(table)]
-    out = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], out
-    assert {stdout.strip() for stdout, _ in out} == {str(location(asset))}
-    assert len(calls.read_text().splitlines()) == 1  # the second waited and found it done
-    assert whole(location(asset)) and not rests(tmp_path)
-
-
-def test_without_locks_two_processes_still_end_whole(make, use, npm, monkeypatch, tmp_path):
+def test_without_locks_two_processes_still_end_whole(make, use, npm, monkeypatch, tmp_path, whole, rests):
     """A file system without locks: both do the work, the first to finish stays."""
     asset, _ = make()
     use(asset)
@@ -322,29 +252,4 @@ def test_without_locks_two_processes_still_end_whole(make, use, npm, monkeypatch
 
     monkeypatch.setattr(store, "_acquire", no_locks)
     monkeypatch.setattr(store, "unpack", overtaken)
-    assert whole(fetch("tiny")) and not rests(tmp_path)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-@pytest.mark.parametrize("moment", ["downloading", "unpacking"])
-def test_kill_9_leaves_nothing_half(make, use, npm, tmp_path, moment):
-    asset, _ = make()
-    use(asset)
-    table = table_file(asset, tmp_path / "table.toml")
-    if moment == "downloading":
-        npm(seconds=60, half=True)
-        process = start(table)
-        wait_for(lambda: any((tmp_path / "cache").rglob("tiny-1.0.tgz")))
-    else:
-        npm()
-        process = start(table, str(tmp_path / "told"))
-        wait_for((tmp_path / "told").exists)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert problem(asset) is None and rests(tmp_path)  # nothing under its name, only rests aside
-    npm(fail="npm error not today")
-    with pytest.raises(BookError, match="not today"):
-        fetch("tiny")
-    assert not rests(tmp_path)  # no stale lock; the rests are swept before anything new is fetched
-    npm()
-    assert whole(fetch("tiny"))
+    assert whole(fetch("tiny")) and not rests()
