@@ -20,10 +20,12 @@ from cvlib.data.factors import Factors, compose, lay_on, sample_factors
 from cvlib.data.render import render_all
 from cvlib.data.store import Pixels, digest, open_store
 from cvlib.errors import BookError
+from cvlib.files import sha256
 
 __all__ = ["SETS", "EmojiDataset", "Factors", "compose", "load", "sample_factors", "split_of"]
 
-_FORMAT = 1  # raise when names or drawing change, so that old caches are not read
+_FORMAT = 1  # raise when the drawing changes, so that old caches are not read
+_NAMES = Path(__file__).with_name("emoji_names.txt")
 _FACTORS = ("none", "background", "full")
 
 
@@ -65,7 +67,7 @@ def open_pixels(sets: Sequence[str], tones: bool, image_size: int) -> tuple[Pixe
     Drawn on the first call, into ``cache_root()/emoji/<size>-<digest>``; see `cvlib.data.store.open_store`.
     """
     sources = {name: ASSETS[f"emoji-{name}"].sha256 for name in SETS}
-    key = {"sets": list(sets), "tones": tones, "sources": sources, "format": _FORMAT}
+    key = {"sets": list(sets), "tones": tones, "sources": sources, "format": [_FORMAT, sha256(_NAMES)[:12]]}
     key["renderer"] = getattr(resvg_py, "__resvg_version__", resvg_py.__version__)
     folder = cache_root() / "emoji" / f"{image_size}-{digest([key, image_size], 12)}"
 
@@ -158,14 +160,24 @@ def load(
     concepts = sorted({meta["concept"][row] for row in rows})
     names = {"set": list(sets), "group": list(GROUPS), "concept": concepts}
     names |= {"tone": list(TONES), "gender": list(GENDERS)}
-    labels = {f: torch.tensor([v.index(meta[f][r]) for r in rows]) for f, v in names.items() if f != "concept"}
+    labels = {
+        f: torch.tensor([v.index(meta[f][r]) for r in rows]) for f, v in names.items() if f != "concept"
+    }
     place = {concept: k for k, concept in enumerate(concepts)}
     labels["concept"] = torch.tensor([place[meta["concept"][row]] for row in rows])
     options = {"factors": factors, "background": list(background), "min_sets": min_sets, "tones": tones}
     drawn = [[meta[field][row] for field in ("set", "icon", "concept", "group")] for row in rows]
     content = {"key": meta["key"], "drawings": digest(drawn), **options}
     data = EmojiDataset(
-        "emoji", split, image_size, pixels, items, content=content, labels=labels, label_names=names, flip=flip
+        "emoji",
+        split,
+        image_size,
+        pixels,
+        items,
+        content=content,
+        labels=labels,
+        label_names=names,
+        flip=flip,
     )
     data.factors, data.background = factors, background
     return data

@@ -60,7 +60,7 @@ _CATEGORIES = {
 }
 _TONE = "(?:medium-light|medium-dark|light|medium|dark)"
 _SKIN = re.compile(rf"-?({_TONE})-skin-tone")
-_SUFFIX = re.compile(rf"-({_TONE})$")
+_SUFFIX = re.compile(rf"-({_TONE})$")  # as Fluent writes it
 _MAN = re.compile(r"\b(man|men|boy|boys|mr|father|prince|merman|grandfather|husband|guy)\b")
 _WOMAN = re.compile(r"\b(woman|women|girl|girls|mrs|mother|princess|mermaid|grandmother|wife|bride|womans)\b")
 
@@ -99,11 +99,16 @@ def svg(data: dict[str, Any], icon: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _spellings() -> dict[str, str]:
-    """The committed table of fxemoji's own names: squeezed name -> concept."""
-    text = Path(__file__).with_name("emoji_names.txt").read_text(encoding="utf-8")
-    rows = (line.split() for line in text.splitlines() if line and not line.startswith("#"))
-    return {row[0]: squeeze(row[1]) for row in rows}
+def _spellings() -> dict[tuple[str, str], str]:
+    """The committed table of names that only some sets use: (set, squeezed name) -> squeezed common name."""
+    table, sets = {}, []
+    for line in Path(__file__).with_name("emoji_names.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            sets = line.strip("[]").split()
+        elif line and not line.startswith("#"):
+            own, common = line.split()
+            table.update({(name, own): squeeze(common) for name in sets})
+    return table
 
 
 def squeeze(name: str) -> str:
@@ -116,17 +121,17 @@ def squeeze(name: str) -> str:
 
 
 def without_tone(icon: str, names: set[str]) -> tuple[str, str]:
-    """Return (name without skin tone, tone); Fluent's bare suffix counts only where the plain name exists.
+    """Return (name without skin tone, tone); Fluent's bare suffix counts only where all five tones exist.
 
-    >>> without_tone("artist-dark", {"artist"}), without_tone("horizontal-traffic-light", {"artist"})
-    (('artist', 'dark'), ('horizontal-traffic-light', 'none'))
+    >>> without_tone("police-car-light", {"police-car"}), without_tone("cook-medium-light-skin-tone", set())
+    (('police-car-light', 'none'), ('cook', 'medium-light'))
     """
     tones = _SKIN.findall(icon)
     if tones:
         plain = _SKIN.sub("", icon).strip("-") or "skin-tone"
         return plain, tones[0] if len(set(tones)) == 1 else "several"
     suffix = _SUFFIX.search(icon)
-    if suffix and icon[: suffix.start()] in names:
+    if suffix and {icon[: suffix.start()] + f"-{tone}" for tone in TONES[1:6]} <= names:
         return icon[: suffix.start()], suffix.group(1)
     return icon, "none"
 
@@ -162,7 +167,7 @@ def unify(data: dict[str, dict[str, Any]]) -> list[Drawing]:
         plain = {icon for icon, entry in icons["icons"].items() if not entry.get("hidden")}
         for icon in sorted(plain):
             base, tone = without_tone(icon, plain | set(icons.get("aliases", {})))
-            key = _spellings().get(squeeze(base), squeeze(base)) if name == "fxemoji" else squeeze(base)
+            key = _spellings().get((name, squeeze(base)), squeeze(base))
             seen.append((name, icon, base, key, tone))
             union.drawn[key].add(name)
     for icons in data.values():
@@ -171,7 +176,9 @@ def unify(data: dict[str, dict[str, Any]]) -> list[Drawing]:
                 union.join(squeeze(alias), squeeze(entry["parent"]))
     spelling: dict[str, str] = {}
     group: dict[str, str] = {}
-    category = {(s, i): _CATEGORIES[c] for s, d in data.items() for c, m in d["categories"].items() for i in m}
+    category = {
+        (s, i): _CATEGORIES[c] for s, d in data.items() for c, m in d["categories"].items() for i in m
+    }
     for name, icon, base, key, _ in seen:
         spelling.setdefault(union.find(key), base)
         if (name, icon) in category:

@@ -40,7 +40,13 @@ class Factors:
 
     def tensor(self) -> Tensor:
         """Return all factors as float (B, 8), columns as in ``Factors.NAMES``."""
-        columns = (self.background, self.hue[:, None], self.scale[:, None], self.shift, self.rotation[:, None])
+        columns = (
+            self.background,
+            self.hue[:, None],
+            self.scale[:, None],
+            self.shift,
+            self.rotation[:, None],
+        )
         return torch.cat(columns, 1)
 
     @classmethod
@@ -108,7 +114,9 @@ def lay_on(rgba: Tensor, background: Tensor) -> Tensor:
 def _grid(factors: Factors, canvas: int, size: int) -> Tensor:
     """Where each output pixel looks in the drawing: inverse of scale, then rotation, then shift."""
     c, s = torch.cos(factors.rotation), torch.sin(factors.rotation)
-    linear = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2) / factors.scale[:, None, None]
+    linear = (
+        torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2) / factors.scale[:, None, None]
+    )
     # grid_sample counts in half canvases, the shift is in output images: one output image = 2 size / canvas
     offset = -(linear @ (2 * factors.shift[:, :, None])) * size / canvas
     theta = torch.cat([linear * (size / canvas), offset], -1)
@@ -130,7 +138,12 @@ def compose(rgba: Tensor, factors: Factors, *, size: int | None = None) -> Tenso
     canvas = rgba.shape[-1]
     size = size or canvas
     drawn = rgba.to(torch.float32).div_(255)
-    if size != canvas or (factors.shift != 0).any() or (factors.scale != 1).any() or (factors.rotation != 0).any():
+    if (
+        size != canvas
+        or (factors.shift != 0).any()
+        or (factors.scale != 1).any()
+        or (factors.rotation != 0).any()
+    ):
         drawn = F.grid_sample(drawn, _grid(factors, canvas, size), align_corners=False)
     colour, alpha = drawn[:, :3], drawn[:, 3:]
     if (factors.hue != 0).any():
