@@ -15,7 +15,7 @@ import cvlib.assets.store as store
 from cvlib.assets import fetch, location, problem
 from cvlib.errors import BookError
 
-# A fresh process that fetches the tiny asset; argv: the table, and a file written when unpacking is under way.
+# A fresh process that fetches the tiny asset; argv: the table, and a file to write once unpacking began.
 DRIVER = """
 import sys, time
 from pathlib import Path
