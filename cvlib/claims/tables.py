@@ -38,24 +38,27 @@ def _numbers(entry: dict[str, Any]) -> str:
 
 
 def claims_table(chapter: str) -> Output:
-    """Show the chapter's claims, a row per comparison: the paper's value beside ours, and the verdict."""
+    """Show a chapter's claims: the paper's value, every comparison's numbers, the verdict."""
     rows: list[list[Any]] = []
     for claim in load_results(chapter)["claims"]:
-        paper = f"{claim['paper']['value']} ({claim['paper']['source']})"
-        verdict = f"**{claim['verdict']}**" + (f": needs {claim['needs']}" if claim["needs"] else "")
-        first = [claim["id"] + " ★" * claim["must_show"], claim["statement"], paper]
-        if not claim["comparisons"]:
-            rows.append([*first, "–", "–", None, None, claim["n_seeds"], verdict])
-        for entry in claim["comparisons"]:
-            what = f"`{entry['measure']}`: `{entry['arm']}` {entry['comparison']} than `{entry['against']}`"
-            held = f"{what}: {'holds' if entry['holds'] else 'does not hold'}"
-            numbers = [_numbers(entry), entry["effect"], entry["p_holm"], entry["n_seeds"]]
-            rows.append([*first, held, *numbers, verdict])
-            first, verdict = ["", "", ""], ""
-    head = ["claim", "statement", "paper", "comparison", "difference, 95 % interval", "effect size"]
-    head += ["p (Holm)", "seeds", "verdict"]
-    caption = f"Claims of {chapter}, decided by rules committed before the first run. ★ must show."
-    return table(rows, head, caption=caption, digits=2)
+        paper = f"Paper: {claim['paper']['value']} ({claim['paper']['source']})"
+        found = "\n".join(map(_finding, claim["comparisons"])) or f"needs {claim['needs'] or 'its runs'}"
+        name = f"**{claim['id']}**" + " ★" * claim["must_show"]
+        text, verdict = f"{claim['statement']}\n{paper}", f"**{claim['verdict']}**"
+        rows.append([name, text, found, claim["n_seeds"], verdict])
+    caption = (
+        f"Claims of {chapter}. Differences are means over paired seeds with 95 % bootstrap intervals; d is the "
+        "standardised difference, p one-sided after Holm's correction. ★ must show."
+    )
+    return table(rows, ["", "claim", "measured here", "seeds", "verdict"], caption=caption, digits=2)
+
+
+def _finding(entry: dict[str, Any]) -> str:
+    what = f"`{entry['measure']}` of `{entry['arm']}` {entry['comparison']} than `{entry['against']}`"
+    by = f" by {entry['margin']:g}" if entry["margin"] else ""
+    size = "" if entry["effect"] is None else f", d = {entry['effect']:.2g}"
+    p = f"p = {entry['p_holm']:.2g}" if entry["p_holm"] >= 0.001 else "p < 0.001"
+    return f"{what}{by}: **{'holds' if entry['holds'] else 'does not hold'}**, {_numbers(entry)}{size}, {p}"
 
 
 def scoreboard() -> Output:

@@ -34,7 +34,7 @@ def cell_text(value: Any, digits: int = 3) -> str:
 def table_html(
     rows: Iterable[Sequence[Any]], header: Sequence[str], *, caption: str = "", digits: int = 3
 ) -> str:
-    """Return an HTML table; columns of numbers are set flush right, wide tables scroll by themselves."""
+    """Return an HTML table; numbers are set flush right, wide tables scroll by themselves."""
     rows = [list(row) for row in rows]
     for row in rows:
         if len(row) != len(header):
@@ -43,8 +43,11 @@ def table_html(
 
     def line(tag: str, cells: Sequence[str], scope: str = "") -> str:
         style = "padding:.3em .8em;vertical-align:top;font-variant-numeric:tabular-nums"
-        pairs = zip(map(inline, cells), sides, strict=True)
-        parts = [f'<{tag}{scope} style="{style};text-align:{side}">{cell}</{tag}>' for cell, side in pairs]
+        parts = []
+        for cell, side in zip(cells, sides, strict=True):
+            room = ";min-width:14em" if len(cell) > 40 else ""  # words, not letters, on a phone
+            text = inline(cell).replace("\n", "<br>")
+            parts.append(f'<{tag}{scope} style="{style};text-align:{side}{room}">{text}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     head = line("th", list(header), ' scope="col"')
@@ -70,13 +73,14 @@ def _columns(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> list[list[
 def table(
     rows: Iterable[Sequence[Any]], header: Sequence[str], *, caption: str = "", digits: int = 3
 ) -> Output:
-    """Show a table. Cells: text (with `code`, **bold**, *emphasis*, links), numbers, booleans, None.
+    """Show a table of text (`code`, **bold**, *emphasis*, links, line breaks), numbers, booleans, None.
 
     Raises: BookError if a row does not have as many cells as the header.
     """
     rows = [list(row) for row in rows]
     page = table_html(rows, header, caption=caption, digits=digits)
-    lines = [list(header)] + [[cell_text(cell, digits) for cell in row] for row in rows]
+    cells = [[cell_text(cell, digits).replace("\n", "; ") for cell in row] for row in rows]
+    lines = [list(header), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     plain = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return Output(page, "\n".join([caption] * bool(caption) + plain)).emit()
