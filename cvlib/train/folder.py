@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import shutil
 import signal
@@ -88,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a notebook, after the run was saved: shows its one line instead of a traceback."""
+    """Ctrl-C, after the run was saved; a notebook shows its one line instead of a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
@@ -117,13 +116,12 @@ class StopSignals:
         self._old.clear()
 
     def obey(self, line: str) -> None:
-        """Do what the signal asked for: raise KeyboardInterrupt or end the process."""
+        """Do what the signal asked for: raise :class:`Interrupted` or end the process."""
         self.__exit__()
         if self.seen == signal.SIGTERM:
             signal.raise_signal(signal.SIGTERM)
             raise SystemExit(128 + signal.SIGTERM)
-        # A plain one ends a script the way shells expect; python does not do that for a subclass.
-        raise (Interrupted if hasattr(builtins, "__IPYTHON__") else KeyboardInterrupt)(line)
+        raise Interrupted(line)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.seen is not None:

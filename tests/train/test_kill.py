@@ -135,7 +135,8 @@ def test_a_real_signal_saves_and_ends_the_process(tmp_path, experiment, number):
         time.sleep(0.001)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode in (-number, 128 + number)
+    # python's own code for Ctrl-C is lost once torch.optim is imported: any but 0 will do
+    assert process.returncode in ((-number,) if number == signal.SIGTERM else (-number, 128 + number, 1))
     step = int(output.split("stopped at step ")[1].split()[0])
     assert "the same call goes on from there" in output
     assert load_weights(tmp_path / "run", experiment().modules) == step
