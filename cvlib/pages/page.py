@@ -7,14 +7,18 @@ import platform
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jupytext
+import torch
+from torch import nn
 
-from cvlib.claims.store import repository
+from cvlib.claims.store import repository, results_root
 from cvlib.pages.pairing import definitions
 from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
+from cvlib.train import Runtime, git_commit, peak_mb, save_weights
 
 __all__ = ["Page", "begin"]
 
@@ -41,17 +45,24 @@ class Page:
         """Return what another page of the book defines; see :func:`cvlib.pages.definitions`."""
         return definitions(repository() / "notebooks" / f"{name}.py")
 
-    def finish(self, device: str) -> None:
+    def weights(self, name: str) -> Path:
+        """Return where the book keeps the weights ``name``; the file need not exist."""
+        return results_root() / "weights" / f"{name}.safetensors"
+
+    def keep_weights(self, name: str, module: nn.Module, metadata: dict[str, Any]) -> None:
+        """Write a module's weights as bf16 with their metadata to where :meth:`weights` finds them."""
+        save_weights(self.weights(name), module, dtype=torch.bfloat16, metadata=metadata)
+
+    def finish(self, runtime: Runtime) -> None:
         """Show the box "what ran here": device, time, peak memory, versions, commit, parameters in force."""
         from cvlib.show import table
-        from cvlib.train import git_commit, peak_mb
 
         scale = "smoke" if self.smoke else "the parameters below"
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         rows = [
-            ["device", device],
+            ["device", runtime.describe()],
             ["time of this page", f"{minutes} min {seconds} s"],
-            ["peak memory", f"{peak_mb():,.0f} MB"],
+            ["peak memory", f"{peak_mb(runtime.device):,.0f} MB"],
             ["Python", platform.python_version()],
             ["commit", git_commit()[:12]],
             ["scale", scale],
