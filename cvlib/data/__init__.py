@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-from cvlib.data import emoji
+from cvlib.data import cifar10, emoji, image_folder, photos
 from cvlib.data.base import SPLITS, Batches, Dataset
 from cvlib.data.factors import Factors
 from cvlib.data.rows import Rows
 from cvlib.errors import BookError
 
-__all__ = ["Batches", "Dataset", "Factors", "Rows", "load"]
+__all__ = ["SPLITS", "Batches", "Dataset", "Factors", "Rows", "load"]
 
-_LOADERS = {"emoji": emoji.load}
+_LOADERS: dict[str, Callable[..., Dataset]] = {
+    "emoji": emoji.load,
+    "photos": photos.load,
+    "image_folder": image_folder.load,
+    "cifar10": cifar10.load,
+}
 
 
 def load(name: str, split: str, image_size: int, *, root: str = "", **options: Any) -> Dataset:
     """Return a split ("train", "validation", "test") of a data set at ``image_size`` pixels.
 
-    ``root`` is the folder of data that lies on the reader's disk; the options are those of the data set's
-    own ``load``. Raises: BookError for an unknown name, split or option, or for data that cannot be used.
+    Emoji has the split "all" too. ``root`` is the folder of data that lies on the reader's disk; the options
+    are those of the data set's own ``load``. Raises: BookError for an unknown name, split or option, or for
+    data that cannot be used.
     """
     if name not in _LOADERS:
         raise BookError(f"data {name!r}", f"one of {', '.join(_LOADERS)}")
-    return _LOADERS[name](split, image_size, **options)
+    loader = _LOADERS[name]
+    known = set(inspect.signature(loader).parameters) - {"split", "image_size", "root"}
+    if unknown := sorted(set(options) - known):
+        raise BookError(f"option {', '.join(unknown)} of {name}", f"some of {', '.join(sorted(known))}")
+    splits = (*SPLITS, "all") if name == "emoji" else SPLITS
+    if split not in splits:
+        raise BookError(f"split {split!r} of {name}", f"one of {', '.join(splits)}")
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8:
+        raise BookError(f"image_size {image_size!r}", "a whole number of pixels, at least 8")
+    if "root" in inspect.signature(loader).parameters:
+        if not root:
+            raise BookError(f"no folder for {name}", "the folder of the data", "pass data_root (root=...)")
+        options["root"] = root
+    return loader(split, image_size, **options)

@@ -148,9 +148,8 @@ class Dataset:
 
     def render(self, index: Tensor, draws: Draws, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Return {"image": float (B, 3, H, W) in [-1, 1]} for given draws; bytes travel, floats do not."""
-        return {
-            "image": to_float(mirrored(self.crops(index, draws).to(device, non_blocking=True), draws.flip))
-        }
+        pixels = self.crops(index, draws).to(device, non_blocking=True)
+        return {"image": to_float(mirrored(pixels, draws.flip))}
 
     def images(
         self, index: Tensor, *, generator: torch.Generator | None = None, augment: bool = False

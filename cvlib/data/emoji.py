@@ -160,11 +160,8 @@ def load(
     concepts = sorted({meta["concept"][row] for row in rows})
     names = {"set": list(sets), "group": list(GROUPS), "concept": concepts}
     names |= {"tone": list(TONES), "gender": list(GENDERS)}
-    labels = {
-        f: torch.tensor([v.index(meta[f][r]) for r in rows]) for f, v in names.items() if f != "concept"
-    }
-    place = {concept: k for k, concept in enumerate(concepts)}
-    labels["concept"] = torch.tensor([place[meta["concept"][row]] for row in rows])
+    place = {field: {value: k for k, value in enumerate(values)} for field, values in names.items()}
+    labels = {f: torch.tensor([place[f][meta[f][row]] for row in rows]) for f in names}
     options = {"factors": factors, "background": list(background), "min_sets": min_sets, "tones": tones}
     drawn = [[meta[field][row] for field in ("set", "icon", "concept", "group")] for row in rows]
     content = {"key": meta["key"], "drawings": digest(drawn), **options}

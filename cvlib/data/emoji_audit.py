@@ -1,9 +1,9 @@
 """Which emoji are nearly the same picture, and the split by concept that keeps them together.
 
-``python -m cvlib.data.emoji_audit`` writes `emoji_splits.txt` and `emoji_near_duplicates.txt` beside this file;
-a test regenerates both and compares. Two drawings are near-duplicates when at most HASH_BITS of the 63 bits of
-their perceptual hash differ *and* their relative pixel distance is at most DISTANCE: the hash alone takes
-all letters on one kind of button for equal, the distance alone all faces on one yellow disc.
+``python -m cvlib.data.emoji_audit`` writes `emoji_splits.txt` and `emoji_near_duplicates.txt` beside this
+file; a test regenerates both and compares. Two drawings are near-duplicates when at most HASH_BITS of the 63
+bits of their perceptual hash differ *and* their relative pixel distance is at most DISTANCE: either alone
+takes too much for equal (the distance: all letters on one kind of button).
 """
 
 from __future__ import annotations
@@ -151,9 +151,8 @@ def audit() -> tuple[str, str]:
     drawings = [Drawing(*row) for row in zip(*(meta[f] for f in Drawing.__annotations__), strict=True)]
     pairs = [(drawings[i], drawings[j]) for i, j in near_pairs(rgba)]
     across = {tuple(sorted((a.concept, b.concept))) for a, b in pairs if a.concept != b.concept}
-    within = sorted(
-        (a.concept, f"{a.set}:{a.icon}", f"{b.set}:{b.icon}") for a, b in pairs if a.concept == b.concept
-    )
+    alike = [(a.concept, a, b) for a, b in pairs if a.concept == b.concept]
+    within = sorted((concept, f"{a.set}:{a.icon}", f"{b.set}:{b.icon}") for concept, a, b in alike)
     group_of = {d.concept: d.group for d in catalogue(tones=True)}
     splits = make_splits(group_of, sorted((a, b) for a, b in across))
     lines = ["# Made by cvlib/data/emoji_audit.py: the split of every emoji concept"]

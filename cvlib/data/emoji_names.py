@@ -177,7 +177,10 @@ def unify(data: dict[str, dict[str, Any]]) -> list[Drawing]:
     spelling: dict[str, str] = {}
     group: dict[str, str] = {}
     category = {
-        (s, i): _CATEGORIES[c] for s, d in data.items() for c, m in d["categories"].items() for i in m
+        (name, icon): _CATEGORIES[word]
+        for name, icons in data.items()
+        for word, members in icons["categories"].items()
+        for icon in members
     }
     for name, icon, base, key, _ in seen:
         spelling.setdefault(union.find(key), base)

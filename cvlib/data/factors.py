@@ -40,14 +40,8 @@ class Factors:
 
     def tensor(self) -> Tensor:
         """Return all factors as float (B, 8), columns as in ``Factors.NAMES``."""
-        columns = (
-            self.background,
-            self.hue[:, None],
-            self.scale[:, None],
-            self.shift,
-            self.rotation[:, None],
-        )
-        return torch.cat(columns, 1)
+        hue, scale, rotation = (one[:, None] for one in (self.hue, self.scale, self.rotation))
+        return torch.cat([self.background, hue, scale, self.shift, rotation], 1)
 
     @classmethod
     def from_tensor(cls, table: Tensor) -> Factors:
@@ -104,50 +98,45 @@ def hue_matrix(angle: Tensor) -> Tensor:
 
 
 def lay_on(rgba: Tensor, background: Tensor) -> Tensor:
-    """Return premultiplied uint8 RGBA (B, 4, H, W) over ``background`` (B, 3) in [-1, 1], as in `compose`."""
-    # premultiplied p in [0, 255] over b in [-1, 1]: (p / 127.5 - a) + (1 - a) b = p / 127.5 - 1 + (1 - a)(b + 1)
+    """Return premultiplied uint8 RGBA (B, 4, H, W) laid on ``background`` (B, 3) in [-1, 1], in two passes.
+
+    With colour p and alpha a in [0, 1]: 2 p - a + (1 - a) b = (2 p - 1) + (1 - a)(b + 1).
+    """
     clear = torch.add(torch.tensor(1.0, device=rgba.device), rgba[:, 3:], alpha=-1 / 255)
     out = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=1 / 127.5)
     return out.addcmul_(clear, (background + 1)[:, :, None, None])
 
 
-def _grid(factors: Factors, canvas: int, size: int) -> Tensor:
-    """Where each output pixel looks in the drawing: inverse of scale, then rotation, then shift."""
+def _grid(factors: Factors, size: int) -> Tensor:
+    """Where each output pixel looks in the drawing: the inverse of scale, then rotation, then shift."""
     c, s = torch.cos(factors.rotation), torch.sin(factors.rotation)
-    linear = (
-        torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2) / factors.scale[:, None, None]
-    )
-    # grid_sample counts in half canvases, the shift is in output images: one output image = 2 size / canvas
-    offset = -(linear @ (2 * factors.shift[:, :, None])) * size / canvas
-    theta = torch.cat([linear * (size / canvas), offset], -1)
+    turn = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
+    linear = turn / factors.scale[:, None, None]
+    offset = linear @ (2 * factors.shift[:, :, None])  # grid_sample counts in half images
+    theta = torch.cat([linear, -offset], -1)
     return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
 
 
-def compose(rgba: Tensor, factors: Factors, *, size: int | None = None) -> Tensor:
-    """Return drawings with their factors applied, float (B, 3, size, size) in [-1, 1].
+def compose(rgba: Tensor, factors: Factors) -> Tensor:
+    """Return drawings with their factors applied, float (B, 3, S, S) in [-1, 1].
 
     ``rgba`` is uint8 (B, 4, S, S) or (B, S, S, 4) with premultiplied colour (`cvlib.data.render.premultiply`,
-    `Dataset.rgba`), so that bilinear sampling mixes no colour of clear pixels into the rim. The drawing is
-    scaled and turned about its centre, then shifted, tinted, and laid on the background; ``size`` (default S)
-    cuts the middle of a larger canvas. Raises: ValueError for another shape or type.
+    `EmojiDataset.rgba`), so that bilinear sampling mixes no colour of clear pixels into the rim. The drawing
+    is scaled and turned about its centre, then shifted, tinted, and laid on the background.
+    Raises: ValueError for another shape or type.
     """
     if rgba.dtype != torch.uint8 or rgba.ndim != 4 or 4 not in (rgba.shape[1], rgba.shape[3]):
         raise ValueError(f"{rgba.dtype} {tuple(rgba.shape)}; wanted uint8 (B, 4, S, S) or (B, S, S, 4)")
-    if rgba.shape[1] != 4 or (rgba.shape[3] == 4 and rgba.shape[2] != 4):
+    if rgba.shape[1] != 4:
         rgba = rgba.permute(0, 3, 1, 2)
-    canvas = rgba.shape[-1]
-    size = size or canvas
+    moved = (factors.shift != 0).any() or (factors.scale != 1).any() or (factors.rotation != 0).any()
+    if not moved and not (factors.hue != 0).any():
+        return lay_on(rgba, factors.background)
     drawn = rgba.to(torch.float32).div_(255)
-    if (
-        size != canvas
-        or (factors.shift != 0).any()
-        or (factors.scale != 1).any()
-        or (factors.rotation != 0).any()
-    ):
-        drawn = F.grid_sample(drawn, _grid(factors, canvas, size), align_corners=False)
+    if moved:
+        drawn = F.grid_sample(drawn, _grid(factors, rgba.shape[-1]), align_corners=False)
     colour, alpha = drawn[:, :3], drawn[:, 3:]
     if (factors.hue != 0).any():
         turned = torch.einsum("bij,bjhw->bihw", hue_matrix(factors.hue), colour)
         colour = torch.minimum(turned.clamp_(min=0), alpha)  # a premultiplied colour lies in [0, alpha]
-    background = (factors.background[:, :, None, None] + 1) / 2
-    return (colour + (1 - alpha) * background).mul_(2).sub_(1)
+    return (2 * colour - 1).addcmul_(1 - alpha, (factors.background + 1)[:, :, None, None])

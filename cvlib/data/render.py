@@ -57,13 +57,15 @@ def render_all(
         for _ in range(n):
             file.write(bytes(4 * edge * edge))
     jobs = list(zip(range(n), names, texts, strict=True))
-    start, running, files = time.monotonic(), [], []
+    start = time.monotonic()
+    running: list[subprocess.Popen[str]] = []
+    jobs_written: list[Path] = []
     try:
         for k in range(min(workers, n)):
             job = target.with_name(f"job-{k}.json")
             order = {"pixels": str(target), "n": n, "side": side, "margin": margin, "rows": jobs[k::workers]}
             job.write_text(json.dumps(order), encoding="utf-8")
-            files.append(job)
+            jobs_written.append(job)
             command = [sys.executable, "-P", str(Path(__file__).resolve()), str(job)]
             running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         _watch(running, target, n, f"emoji at {side} px", start)
@@ -71,8 +73,8 @@ def render_all(
         for process in running:
             process.kill()
             process.communicate()
-        for file in files:
-            for rest in (file, file.with_suffix(".done")):
+        for job in jobs_written:
+            for rest in (job, job.with_suffix(".done")):
                 rest.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,10 +71,8 @@ def open_store(folder: Path, build: Callable[[Path], dict[str, Any]]) -> tuple[P
             return found
         print(f"cache {folder} is damaged: building it again", file=sys.stderr, flush=True)
         grave = folder.with_name(f".{folder.name}-damaged-{os.getpid()}")
-        try:
-            folder.rename(grave)  # aside first: another process never sees half a folder
-        except FileNotFoundError:
-            pass  # another process has already moved it away
+        with contextlib.suppress(FileNotFoundError):  # another process may have moved it away
+            folder.rename(grave)  # aside first: nobody ever sees half a folder
         shutil.rmtree(grave, ignore_errors=True)
     with atomic_folder(folder) as aside:
         meta = build(aside)
