@@ -69,7 +69,7 @@ print(runtime.describe())
 #
 # Three arms share network, codebook, code length, data, batches and optimiser; they differ in the loss alone. Since a
 # step without perceptual net and discriminator is cheaper, the second control trains as long as the VQGAN **by the
-# clock**. Each arm had the same three trials of the learning rate, on validation drawings and by its own loss.
+# clock**. Each arm had the same four trials of the learning rate, on validation drawings and by its own loss.
 
 # %%
 claims.ledger("taming")
@@ -93,8 +93,8 @@ class Arm:
 
 
 ARMS = {
-    "l2": Arm("l2", False, False, learning_rate=2e-3),
-    "l2-equal-time": Arm("l2", False, False, learning_rate=2e-3, stretch=2.4),
+    "l2": Arm("l2", False, False, learning_rate=1e-3),
+    "l2-equal-time": Arm("l2", False, False, learning_rate=1e-3, stretch=2.0),
     "vqgan": Arm("l1", True, True, learning_rate=2e-3),
 }
 DISC_START = 0.5  # part of a run without discriminator
