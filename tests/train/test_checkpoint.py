@@ -196,3 +196,22 @@ def test_optimizer_moments_keep_the_memory_format():
     assert torch.equal(moment, adam.state[conv.weight]["exp_avg"])
     with pytest.raises(BookError, match=r"groups of \[2\] weights; wanted \[1\]"):
         load_optimizer(torch.optim.Adam([conv.bias]), kept, "here")
+
+
+def test_full_disk_at_a_log_line_leaves_the_log_as_it_was(experiment, begun, monkeypatch):
+    """The line is written, then the flush fails: it must not stay, or a resumed run would have it twice."""
+    log, real = begun / "log.jsonl", os.fsync
+    before = log.read_text()
+    run = experiment()
+
+    def full(handle):
+        if Path(f"/proc/self/fd/{handle}").readlink() == log:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BookError, match=r"no space left to write .*log\.jsonl"):
+        run.run(begun)
+    steps = [json.loads(line)["step"] for line in before.splitlines()]
+    assert steps == [3, 6, 9]  # 9 came after the checkpoint of 8: cut off on resuming
+    assert log.read_text().splitlines() == before.splitlines()[:2]
