@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cvlib.assets import member
 from cvlib.errors import BookError
-from cvlib.nn.precision import without_autocast
 from cvlib.nn.vgg import VGG, Frozen, vgg16_hed, vgg19
 
 __all__ = ["LPIPS_LAYERS", "PerceptualDistance", "lpips_vgg16_hed", "vgg_loss"]
@@ -64,12 +63,11 @@ class PerceptualDistance(Frozen):
         fx = self.features(x) if isinstance(x, Tensor) else x
         fy = self.features(y) if isinstance(y, Tensor) else y
         total = fx[0].new_zeros(())
-        with without_autocast(fx[0]):
-            for layer, a, b in zip(self.layers, fx, fy, strict=True):
-                square = (a - b).square()
-                if self.is_weighted:
-                    square = square * getattr(self, f"linear_{layer}")
-                total = total + square.sum(dim=1).mean(dim=(1, 2))
+        for layer, a, b in zip(self.layers, fx, fy, strict=True):
+            square = (a - b).square()
+            if self.is_weighted:
+                square = square * getattr(self, f"linear_{layer}")
+            total = total + square.sum(dim=1).mean(dim=(1, 2))
         return total
 
 

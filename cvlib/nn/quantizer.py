@@ -182,18 +182,17 @@ class VectorQuantizer(nn.Module):
         """Return :class:`Quantized` for features ``z`` (B, D, H, W)."""
         if z.dim() != 4 or z.shape[1] != self.dim_z:
             raise ValueError(f"features {tuple(z.shape)}; wanted (B, {self.dim_z}, H, W)")
-        with without_autocast(z):
-            z = self._scaled(z, dim=1)
-            nearest = nearest_code(rearrange(z, "b d h w -> (b h w) d"), self._scaled(self.codebook, dim=1))
-            indices = nearest.view(z.shape[0], *z.shape[2:])
-            z_q = self.lookup(indices)
-            codebook_loss = F.mse_loss(z_q, z.detach())
-            commitment_loss = F.mse_loss(z, z_q.detach())
-            if self.legacy:
-                loss = self.beta * codebook_loss + commitment_loss
-            else:
-                loss = codebook_loss + self.beta * commitment_loss  # Eq. 4
-            return Quantized(straight_through(z, z_q), indices, loss, codebook_loss, commitment_loss)
+        z = self._scaled(z, dim=1)
+        nearest = nearest_code(rearrange(z, "b d h w -> (b h w) d"), self._scaled(self.codebook, dim=1))
+        indices = nearest.view(z.shape[0], *z.shape[2:])
+        z_q = self.lookup(indices)
+        codebook_loss = F.mse_loss(z_q, z.detach())
+        commitment_loss = F.mse_loss(z, z_q.detach())
+        if self.legacy:
+            loss = self.beta * codebook_loss + commitment_loss
+        else:
+            loss = codebook_loss + self.beta * commitment_loss  # Eq. 4
+        return Quantized(straight_through(z, z_q), indices, loss, codebook_loss, commitment_loss)
 
     @torch.no_grad()
     def init_kmeans(self, z: Tensor, iterations: int = 10, generator: torch.Generator | None = None) -> None:

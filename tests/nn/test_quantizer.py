@@ -183,6 +183,11 @@ def test_kmeans_improves_and_fills_every_centre():
     assert usage.fraction_used > 0.9
 
 
+def test_a_centre_without_points_restarts_at_one():
+    points = torch.tensor([[5.0], [9.0]]).repeat(8, 1)  # three centres, two places
+    assert set(kmeans(points, 3, 4, _generator(0)).flatten().tolist()) == {5.0, 9.0}
+
+
 def test_kmeans_on_the_sphere_and_with_too_few_points():
     vq = VectorQuantizer(8, 3, cosine=True)
     vq.init_kmeans(torch.randn(1, 3, 6, 6) * 5, generator=_generator(0))
