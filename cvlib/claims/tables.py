@@ -43,12 +43,11 @@ def claims_table(chapter: str) -> Output:
     for claim in load_results(chapter)["claims"]:
         paper = f"Paper: {claim['paper']['value']} ({claim['paper']['source']})"
         found = "\n".join(map(_finding, claim["comparisons"])) or f"needs {claim['needs'] or 'its runs'}"
-        name = f"**{claim['id']}**" + " ★" * claim["must_show"]
-        text, verdict = f"{claim['statement']}\n{paper}", f"**{claim['verdict']}**"
-        rows.append([name, text, found, claim["n_seeds"], verdict])
+        name, verdict = f"**{claim['id']}**" + " ★" * claim["must_show"], f"**{claim['verdict']}**"
+        rows.append([name, f"{claim['statement']}\n{paper}", found, claim["n_seeds"], verdict])
     caption = (
-        f"Claims of {chapter}. Differences are means over paired seeds with 95 % bootstrap intervals; d is the "
-        "standardised difference, p one-sided after Holm's correction. ★ must show."
+        f"Claims of {chapter}. Differences are means over paired seeds with 95 % bootstrap intervals; "
+        "d is the standardised difference, p one-sided after Holm's correction. ★ must show."
     )
     return table(rows, ["", "claim", "measured here", "seeds", "verdict"], caption=caption, digits=2)
 

@@ -80,6 +80,22 @@ def test_one_claim_more_can_cost_another_its_verdict(fill, rules, write):
     assert claim["verdict"] == "partly"
 
 
+def test_a_claim_left_out_still_counts_in_the_correction(fill, rules, write):
+    fill()
+    before = evaluate("demo")["claims"][0]["comparisons"]
+    comparison = {**rules["claims"][0]["comparisons"][0], "arm": "third"}
+    rules["arms"]["third"] = rules["arms"]["plain"]
+    rules["claims"].append(
+        {**rules["claims"][0], "id": "C3", "must_show": False, "comparisons": [comparison]}
+    )
+    write(rules)
+    claims = evaluate("demo")["claims"]
+    assert claims[2]["verdict"] == "not tested"
+    smallest = min(range(2), key=lambda i: before[i]["p"])
+    after = claims[0]["comparisons"][smallest]["p_holm"]
+    assert after == pytest.approx(1.5 * before[smallest]["p_holm"], rel=1e-4)  # three instead of two
+
+
 def test_results_that_disagree_with_the_runs_are_refused(fill, arguments):
     fill()
     aggregate("demo")
@@ -111,12 +127,14 @@ def test_rules_with_or_after_runs_are_wrong(write, rules, commit, fill, repo):
 
 
 def test_runs_committed_first_are_found_out(commit, fill, repo, rules, write):
-    fill()
+    fill(seeds=range(2))
     path = repo / "book" / "results" / "rules" / "demo.yaml"
     text = path.read_text()
     path.unlink()
     commit()
     path.write_text(text)
+    commit()
+    fill(seeds=range(2, 5))  # later runs do not make up for the first
     commit()
     assert "not before the first run" in rules_precede_runs("demo")[0]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cvlib.errors import BookError
-from cvlib.show import cell_text, say, table
+from cvlib.show import cell_text, credits, say, table
 
 
 def test_table_aligns_numbers_and_escapes_cells():
@@ -54,3 +54,17 @@ def test_say_fills_in_numbers_and_leaves_latex_alone():
 def test_say_never_shows_a_broken_number(template, values, message):
     with pytest.raises(BookError, match=message):
         say(template, **values)
+
+
+def test_credits_name_every_drawing_hand():
+    text = credits("emoji", "emoji-noto").text
+    assert text.startswith("Made from ") and text.count("(") >= 9
+    assert text.count("Noto") <= 2  # noto and noto-v1, each once
+    with pytest.raises(BookError, match="unknown asset 'emojis'"):
+        credits("emojis")
+
+
+def test_lines_break_in_a_cell_but_not_in_plain_text():
+    out = table([["one\ntwo", "x" * 50]], ["a", "b"])
+    assert "one<br>two" in out.html and "min-width:14em" in out.html
+    assert "one; two" in out.text
