@@ -6,6 +6,8 @@ never lies beside what is written.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -29,13 +31,27 @@ MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 ROOT = Path(__file__).parents[2]
 
 
+def _scoreboard() -> str:
+    """Return the scoreboard as HTML, each chapter's name a link to its page where there is one."""
+    from cvlib.claims import scoreboard
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it shows itself, and here only the fragment is wanted
+        text = scoreboard().html
+
+    def link(match: re.Match[str]) -> str:
+        there = (ROOT / "book" / "chapters" / f"{match[1]}.ipynb").is_file()
+        return f'<a href="chapters/{match[1]}.html">{match[1]}</a>' if there else match[0]
+
+    text = re.sub(r"<code>(\w+)</code>", link, text)
+    return f'<div class="cv-scoreboard">{text}</div>'
+
+
 def _generated() -> dict[str, Callable[[], str]]:
     """Return what a mark in a page may ask for, by name."""
     from cvlib.assets import table_markdown
-    from cvlib.claims import scoreboard
 
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n", 1)[1]
-    return {"scoreboard": scoreboard, "assets": table_markdown, "changelog": lambda: changes}
+    return {"scoreboard": _scoreboard, "assets": table_markdown, "changelog": lambda: changes}
 
 
 def _fill(text: str, page: str) -> str:

@@ -1,0 +1,81 @@
+"""The built book as a reader meets it: every page, offline, wide and narrow, light and dark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+# What stands out to the right of the window although nothing around it scrolls or clips it.
+OVERFLOWING = """() => {
+  const wide = document.documentElement.clientWidth;
+  const held = node => { for (let up = node; up && up !== document.body; up = up.parentElement) {
+    const style = getComputedStyle(up);
+    if (style.position === 'fixed' || /auto|scroll|hidden|clip/.test(style.overflowX)) return true; }
+    return false; };
+  return [...document.querySelectorAll('main *')].filter(node => node.getBoundingClientRect().right > wide + 1
+    && !held(node)).map(node => node.tagName + '.' + node.className + ' ' + node.innerText.slice(0, 40)); }"""
+
+# The contrast of the running text with the page behind it (WCAG 2, relative luminance).
+CONTRAST = """() => {
+  const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(value => {
+      const c = value / 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const text = light(getComputedStyle(document.querySelector('article p')).color);
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  return { ratio: (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05), dark: page < text }; }"""
+
+LINKS = "nodes => nodes.map(node => node.href).filter(link => link.startsWith('file:'))"
+
+
+def lost_links(page) -> list[str]:
+    """Return the page's links into the book whose file or anchor does not exist."""
+    lost = []
+    for link in set(page.eval_on_selector_all("article a[href], nav a[href]", LINKS)):
+        path, _, anchor = link.removeprefix("file://").partition("#")
+        if not Path(path).is_file() or (anchor and f'id="{anchor}"' not in Path(path).read_text("utf-8")):
+            lost.append(link)
+    return lost
+
+
+def test_a_page_opens_offline_and_is_whole(html, visit, name):
+    page = visit(1280).open(html / f"{name}.html")
+    assert visit.wrong == [], "nothing may fail, and nothing may be asked of another host"
+    assert page.locator("article h1").count() == 1
+    assert page.locator(".cell_output .traceback, mjx-merror").count() == 0
+    pictures = page.eval_on_selector_all(
+        "article img", "nodes => nodes.map(n => [n.alt, n.naturalWidth, n.src])"
+    )
+    assert [source[:80] for alt, width, source in pictures if not alt.strip() or not width] == []
+    assert lost_links(page) == []
+
+
+def test_a_page_fits_a_phone_in_both_themes(html, visit, name):
+    page = visit(390).open(html / f"{name}.html")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'", polling=50)
+        told = page.evaluate(OVERFLOWING)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, told
+        assert told == []
+        seen = page.evaluate(CONTRAST)
+        assert seen["dark"] == (scheme == "dark")
+        assert seen["ratio"] >= 7
+
+
+def test_formulas_are_drawn_in_their_own_fonts(html, visit):
+    page = visit(1280).open(html / "primer.html")
+    written = len(re.findall(r'class="math ', (html / "primer.html").read_text("utf-8")))
+    assert page.locator("mjx-container").count() == written > 30
+    page.evaluate("document.fonts.ready.then(() => true)")
+    fonts = "[...document.fonts].filter(font => font.status === 'loaded').map(font => font.family)"
+    assert any("MJX" in font for font in page.evaluate(fonts))
+
+
+def test_the_search_finds_a_word(html, visit):
+    page = visit(1280).open(html / "search.html", "?q=commitment")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    assert "Notation" in page.inner_text("#search-results")
