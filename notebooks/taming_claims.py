@@ -140,7 +140,9 @@ def train_arm(
         config=config,
         modules={"vqgan": model, "critic": critic, "recent": recent},
         optimizers=optimizers,
-        batches=train.batches(batch_size, seed=seed, device=runtime.device),
+        batches=train.batches(
+            batch_size, seed=seed, device=runtime.device, rank=runtime.rank, world=runtime.world
+        ),
         step=step,
         steps=steps,
         runtime=runtime,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cvlib.claims.store import repository, results_root
+from cvlib.files import atomic_write
 from cvlib.pages.pairing import definitions
 from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
 from cvlib.train import Runtime, git_commit, peak_mb, save_weights
@@ -49,9 +50,20 @@ class Page:
         """Return where the book keeps the weights ``name``; the file need not exist."""
         return results_root() / "weights" / f"{name}.safetensors"
 
-    def keep_weights(self, name: str, module: nn.Module, metadata: dict[str, Any]) -> None:
-        """Write a module's weights as bf16 with their metadata to where :meth:`weights` finds them."""
-        save_weights(self.weights(name), module, dtype=torch.bfloat16, metadata=metadata)
+    def keep_weights(
+        self, name: str, module: nn.Module, metadata: dict[str, Any], scores: dict[str, float], limits: str
+    ) -> None:
+        """Write a module's weights as bf16 to where :meth:`weights` finds them, and its model card beside it.
+
+        ``metadata`` goes into the file; its ``command``, ``data``, ``commit`` and ``licence`` onto the card.
+        """
+        path = self.weights(name)
+        save_weights(path, module, dtype=torch.bfloat16, metadata={**metadata, "scores": scores})
+        count = sum(parameter.numel() for parameter in module.parameters())
+        lines = [f"# {name}", "", f"{type(module).__name__}, {count:,} parameters, bf16.", ""]
+        lines += [f"- {key}: {metadata[key]}" for key in ("command", "data", "commit", "licence")]
+        lines += [f"- {key}: {value:.4g}" for key, value in scores.items()]
+        atomic_write(path.with_suffix(".md"), "\n".join([*lines, f"- limits: {limits}", ""]))
 
     def finish(self, runtime: Runtime) -> None:
         """Show the box "what ran here": device, time, peak memory, versions, commit, parameters in force."""
