@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo ".venv holds $$($(BIN)/python -V); Python 3.11 or newer is wanted: remove .venv and call make again"; exit 1; }
 	@echo "installing into .venv (a few minutes the first time)"
-	@$(PIP) -c constraints.txt torch
-	@$(PIP) -c constraints.txt -e '.[book,dev]'
+	@$(PIP) -c constraints.txt torch setuptools
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[book,dev]'
 	@touch $@
 
 assets: $(STAMP) ## Fetch the pictures and networks that the default runs need
@@ -112,7 +112,7 @@ format: $(STAMP) ## Format code and pages, then make the notebooks again
 	@$(BIN)/cvlib sync
 
 constraints: $(STAMP) ## Pin what .venv holds into constraints.txt
-	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > .venv/new
+	@{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu//'; } > .venv/new
 	@mv .venv/new constraints.txt
 
 clean: ## Remove what builds and tests made (not .venv, not runs/)

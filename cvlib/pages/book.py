@@ -181,20 +181,15 @@ def build(out: str | Path = "book", extra: Iterable[Path] = ()) -> Path:
 
     Raises: BookError: a page missing, too large or showing an error; a warning of the renderer.
     """
+    if not (ROOT / "_config.yml").is_file():
+        raise BookError(f"no _config.yml in {ROOT}", "the repository", "the book is built in a clone of it")
     built = (Path(out) / "_build").resolve()
     source = stage(ROOT / "book", built / "source", extra)
     pages = toc_pages(source)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
-    command += ["--path-output", str(out), "-q"]
-    command += [
-        "--config",
-        str(ROOT / "_config.yml"),
-        "--toc",
-        str(source / "_toc.yml"),
-        "-W",
-        "-n",
-        "--keep-going",
-    ]
+    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(source)]
+    places = {"--path-output": out, "--config": ROOT / "_config.yml", "--toc": source / "_toc.yml"}
+    command = [*program, *(str(word) for pair in places.items() for word in pair)]
+    command += ["-q", "-W", "-n", "--keep-going"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
