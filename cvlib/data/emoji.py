@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cvlib.assets import ASSETS, cache_root, fetch
-from cvlib.data.base import Dataset, Draws, Items, mirrored
+from cvlib.data.base import Dataset, Draws, Items
 from cvlib.data.emoji_names import GENDERS, GROUPS, SETS, TONES, catalogue, icon_set, svg
 from cvlib.data.factors import Factors, compose, lay_on, sample_factors
 from cvlib.data.render import render_all
@@ -111,15 +111,19 @@ class EmojiDataset(Dataset):
         fixed = super().draw(index, None, False)  # the shift is a factor now, and known
         return Draws(fixed.top, fixed.left, draws.flip, drawn.tensor())
 
-    def render(self, index: Tensor, draws: Draws, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        pixels = mirrored(self.crops(index, draws).to(device, non_blocking=True), draws.flip)
+    def finish(self, pixels: Tensor, draws: Draws, out: Tensor) -> None:
         if draws.factors is None:
-            background = torch.tensor(self.background, device=pixels.device).expand(len(index), 3)
-            return {"image": lay_on(pixels, background)}
-        table = draws.factors.to(pixels.device)
-        known = Factors.from_tensor(table)
-        image = lay_on(pixels, known.background) if self.factors == "background" else compose(pixels, known)
-        return {"image": image, "factors": table}
+            lay_on(pixels, torch.tensor([self.background], device=pixels.device), out=out)
+            return
+        known = Factors.from_tensor(draws.factors.to(pixels.device))
+        if self.factors == "background":
+            lay_on(pixels, known.background, out=out)
+        else:
+            out.copy_(compose(pixels, known))
+
+    def render(self, index: Tensor, draws: Draws, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        batch = super().render(index, draws, device)
+        return batch if draws.factors is None else batch | {"factors": draws.factors.to(device)}
 
 
 def load(

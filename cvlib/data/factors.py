@@ -97,14 +97,14 @@ def hue_matrix(angle: Tensor) -> Tensor:
     return torch.eye(3).to(angle) + back @ turn @ yiq
 
 
-def lay_on(rgba: Tensor, background: Tensor) -> Tensor:
-    """Return premultiplied uint8 RGBA (B, 4, H, W) laid on ``background`` (B, 3) in [-1, 1], in two passes.
+def lay_on(rgba: Tensor, background: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return premultiplied uint8 RGBA (B, 4, H, W) laid on ``background`` (B or 1, 3) in [-1, 1].
 
     With colour p and alpha a in [0, 1]: 2 p - a + (1 - a) b = (2 p - 1) + (1 - a)(b + 1).
     """
     clear = torch.add(torch.tensor(1.0, device=rgba.device), rgba[:, 3:], alpha=-1 / 255)
-    out = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=1 / 127.5)
-    return out.addcmul_(clear, (background + 1)[:, :, None, None])
+    colour = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=1 / 127.5, out=out)
+    return colour.addcmul_(clear, (background + 1)[:, :, None, None])
 
 
 def _grid(factors: Factors, size: int) -> Tensor:
