@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import os
 import platform
 import time
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 
 from cvlib.claims.store import repository, results_root
+from cvlib.errors import BookError
 from cvlib.files import atomic_write
 from cvlib.pages.pairing import definitions
 from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
@@ -83,6 +86,14 @@ class Page:
         table(rows, ["what ran here", ""])
 
 
+def _only_literals(source: str) -> dict[str, Any]:
+    """Return the values of a cell that assigns literals and does nothing else, or nothing."""
+    with contextlib.suppress(BookError, SyntaxError):
+        found = literals(source)
+        return found if len(found) == len(ast.parse(source).body) else {}
+    return {}
+
+
 def _cells(namespace: MutableMapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return defaults and overrides as the running page shows them: kernel history, or the script's cells."""
     history = [cell for cell in namespace.get("In", ()) if cell.strip()]
@@ -91,7 +102,7 @@ def _cells(namespace: MutableMapping[str, Any]) -> tuple[dict[str, Any], dict[st
             return literals(history[place - 1]), literals(history[place])
     if not history and namespace.get("__file__"):
         return notebook_parameters(jupytext.read(namespace["__file__"], fmt="py:percent"))
-    return {}, {}
+    return next(filter(None, map(_only_literals, reversed(history))), {}), {}
 
 
 def _on(variable: str) -> bool:

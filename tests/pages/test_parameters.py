@@ -59,9 +59,18 @@ def test_a_computed_default_is_refused():
 
 def test_begin_reads_the_kernel_history():
     page = begin("tiny", shell("steps = 4\nrate = 0.5", "# Parameters\nsteps = 9\n"))
-    assert page == Page("tiny", {"steps": 9, "rate": 0.5})
+    assert page == Page("tiny", {"steps": 9, "rate": 0.5}, started=page.started)
     with pytest.raises(BookError, match="unknown parameter stepz = 9"):
         begin("tiny", shell("steps = 4", "# Parameters\nstepz = 9\n"))
+
+
+def test_begin_knows_the_parameters_of_a_run_without_overrides():
+    assert begin("tiny", shell("import math", "steps = 4\nrate = 0.5")).parameters == {
+        "steps": 4,
+        "rate": 0.5,
+    }
+    assert begin("tiny", shell("steps = 4", "warmup = steps // 2")).parameters == {"steps": 4}
+    assert begin("tiny", {}).parameters == {}
 
 
 def test_begin_reads_the_modes(monkeypatch):
