@@ -11,18 +11,19 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jupytext
-import torch
-from torch import nn
 
-from cvlib.claims.store import repository, results_root
 from cvlib.errors import BookError
 from cvlib.files import atomic_write
 from cvlib.pages.pairing import definitions
 from cvlib.pages.parameters import check_parameters, literals, notebook_parameters
-from cvlib.train import Runtime, git_commit, peak_mb, save_weights
+
+if TYPE_CHECKING:  # torch takes seconds to import; `cvlib sync` and a parameter check do without it
+    from torch import nn
+
+    from cvlib.train import Runtime
 
 __all__ = ["Page", "begin"]
 
@@ -47,10 +48,14 @@ class Page:
 
     def definitions(self, name: str) -> ModuleType:
         """Return what another page of the book defines; see :func:`cvlib.pages.definitions`."""
+        from cvlib.claims.store import repository
+
         return definitions(repository() / "notebooks" / f"{name}.py")
 
     def weights(self, name: str) -> Path:
         """Return where the book keeps the weights ``name``; the file need not exist."""
+        from cvlib.claims.store import results_root
+
         return results_root() / "weights" / f"{name}.safetensors"
 
     def keep_weights(
@@ -60,6 +65,10 @@ class Page:
 
         ``metadata`` goes into the file; its ``command``, ``data``, ``commit`` and ``licence`` onto the card.
         """
+        import torch
+
+        from cvlib.train import save_weights
+
         path = self.weights(name)
         save_weights(path, module, dtype=torch.bfloat16, metadata={**metadata, "scores": scores})
         count = sum(parameter.numel() for parameter in module.parameters())
@@ -71,6 +80,7 @@ class Page:
     def finish(self, runtime: Runtime) -> None:
         """Show the box "what ran here": device, time, peak memory, versions, commit, parameters in force."""
         from cvlib.show import table
+        from cvlib.train import git_commit, peak_mb
 
         scale = "smoke" if self.smoke else "the parameters below"
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
