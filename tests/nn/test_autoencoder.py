@@ -49,7 +49,7 @@ def test_group_norm_keeps_bf16_and_sums_in_fp32(memory_format):
         y = norm(x)
     groups = x.double().reshape(2, norm.num_groups, -1)
     exact = (groups - groups.mean(2, keepdim=True)) / groups.std(2, correction=0, keepdim=True)
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=memory_format)
     # half a unit in the last place at |y| < 4 is 2^-7, and as much again for the affine step's rounding
     torch.testing.assert_close(y.double(), exact.view_as(x), rtol=0, atol=2**-5)
 
