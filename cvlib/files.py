@@ -18,7 +18,7 @@ __all__ = ["atomic_folder", "atomic_path", "atomic_write", "fsync", "sha256"]
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits, read in pieces."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
