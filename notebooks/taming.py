@@ -70,6 +70,7 @@ from cvlib.train import (
     Runtime,
     fit,
     git_commit,
+    load_weights,
     load_weights_file,
     run_folder,
     seed_everything,
@@ -577,6 +578,32 @@ show(
 )
 
 # %% [markdown]
+# Does the critic do its work? Its **margin**, the mean of $D(x) - D(\hat x)$, is positive if it can tell the two
+# apart. Where it cannot, its gradient is noise, and Eq. 7 makes noise loud: a small norm in the denominator is a large
+# λ. The authors' users met this as a discriminator loss that stays at 1.
+
+# %%
+duel = [row for row in stage1.history if "margin" in row]
+fig, (left, right) = figure(columns=2)
+left.plot([row["step"] for row in duel], [row["margin"] for row in duel], **look("ours", marker=True))
+left.axhline(0, **look("control"))
+left.set(xlabel="step", ylabel="margin of the critic (logits)")
+right.plot([row["step"] for row in duel], [row["lambda"] for row in duel], **look("ours", marker=True))
+right.set(xlabel="step", ylabel="λ, weight of the critic's gradient", ylim=(0, None))
+show(
+    fig,
+    alt=f"The critic's margin ends at {duel[-1]['margin']:.2f}, λ at {duel[-1]['lambda']:.1f}.",
+    caption="The critic from its start on: can it tell images from reconstructions, and how loud does it speak?",
+)
+
+# %%
+if duel[-1]["margin"] > 0.05:
+    reading = "it tells images from reconstructions, and its gradient points somewhere"
+else:
+    reading = "it cannot tell them apart: here the adversarial term adds noise as large as the reconstruction's gradient"
+say(f"At the end the margin is **{duel[-1]['margin']:.3f}** and λ is {duel[-1]['lambda']:.2f}: {reading}.")
+
+# %% [markdown]
 # ### What it can spell
 #
 # The drawings below belong to concepts that the network has never seen. The yardstick is the mean training image:
@@ -811,6 +838,31 @@ stage2 = fit(
     },
     eval_every=max(1, steps // 8),
     best="nll",
+)
+load_weights(stage2.folder, {"gpt": gpt}, which="best")  # early stopping, as the paper does for faces
+
+# %%
+curve = [row for row in stage2.history if "eval/nll" in row]
+fig, ax = figure(width="half")
+ax.plot(
+    [row["step"] for row in stage2.history],
+    [row["nll"] for row in stage2.history],
+    **look("control"),
+    label="training",
+)
+ax.plot(
+    [row["step"] for row in curve],
+    [row["eval/nll"] for row in curve],
+    **look("ours", marker=True),
+    label="validation",
+)
+ax.axhline(unigram, **look("baseline"), label="unigram frequencies")
+ax.set(xlabel="step", ylabel="NLL (nats per token)")
+ax.legend()
+show(
+    fig,
+    alt=f"Validation NLL falls from the unigram's {unigram:.2f} to {min(row['eval/nll'] for row in curve):.2f} nats per token.",
+    caption="Stage 2: the lowest point of the validation curve is the model that we keep.",
 )
 
 # %% [markdown]
