@@ -81,8 +81,8 @@ def lpips_vgg16_hed(pretrained: bool = True) -> PerceptualDistance:
 
     It is not LPIPS, and no number of it may stand beside a paper's: those linear weights were learned for
     another training of VGG-16, whose channels come in another order. What they bring here is the balance
-    between layers; see the page "taming_claims" for what the measure is good for. Never used in training, so
-    that it can judge networks trained with :func:`vgg_loss`.
+    between layers: shuffled within each layer they rank damaged photographs the same (a test holds the rank
+    correlation above 0.98). Kept out of training, it can judge networks trained with :func:`vgg_loss`.
     """
     net = vgg16_hed(pretrained)
     if not pretrained:

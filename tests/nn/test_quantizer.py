@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +205,30 @@ def _generator(seed):
 
 def _inertia(points, centres):
     return torch.cdist(points, centres).min(1).values.square().sum().item()
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from cvlib.nn.quantizer import CodeUsage, VectorQuantizer
+rank, file = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+torch.manual_seed(0)
+vq, usage = VectorQuantizer(8, 2), CodeUsage(8)
+before = vq.codebook.detach().clone()
+usage.update(torch.tensor([rank, 2]))
+usage.gather()
+assert usage.counts.tolist() == [1, 1, 2, 0, 0, 0, 0, 0]
+torch.manual_seed(rank)
+dead = vq.revive(torch.randn(1, 2, 4, 4), usage)
+assert dead.tolist() == [3, 4, 5, 6, 7] and torch.equal(vq.codebook[:3], before[:3])
+books = [torch.empty(8, 2) for _ in range(2)]
+dist.all_gather(books, vq.codebook.detach())
+assert torch.equal(books[0], books[1]) and not torch.equal(books[0][3:], before[3:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_counts_and_codebook(tmp_path):
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    both = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
