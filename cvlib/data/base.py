@@ -16,6 +16,7 @@ from cvlib.errors import BookError
 
 __all__ = ["Batches", "Dataset", "Draws", "Items", "derived_generator", "to_float"]
 
+STEP = 0.00784313678741455  # the float32 next below 2 / 255
 _PIECE = 32  # images converted at a time
 SPLITS = ("train", "validation", "test")
 
@@ -33,9 +34,12 @@ def derived_generator(seed: int, *words: object) -> torch.Generator:
 
 
 def to_float(pixels: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return uint8 ``pixels`` as float32 in [-1, 1], in one pass over memory (0 -> -1, 255 -> 1)."""
+    """Return uint8 ``pixels`` as float32 in [-1, 1], in one pass over memory.
+
+    0 becomes -1; 255 becomes 1 less one rounding: the step is 2 / 255 rounded down, so that 1 is not passed.
+    """
     minus_one = torch.tensor(-1.0, device=pixels.device)
-    return torch.add(minus_one, pixels, alpha=1 / 127.5, out=out)  # the kernel itself promotes the bytes
+    return torch.add(minus_one, pixels, alpha=STEP, out=out)  # the kernel itself promotes the bytes
 
 
 @dataclass(frozen=True)

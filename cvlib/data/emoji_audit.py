@@ -1,8 +1,8 @@
 """Which emoji are nearly the same picture, and the split by concept that keeps them together.
 
 ``python -m cvlib.data.emoji_audit`` writes `emoji_splits.txt` and `emoji_near_duplicates.txt` beside this
-file; a test regenerates both and compares. Two drawings are near-duplicates when at most HASH_BITS of the 63
-bits of their perceptual hash differ *and* their relative pixel distance is at most DISTANCE: either alone
+file; a test regenerates both and compares. Two drawings are near-duplicates when at most HASH_SIGNS of the 63
+signs of their perceptual hash differ *and* their relative pixel distance is at most DISTANCE: either alone
 takes too much for equal (the distance: all letters on one kind of button).
 """
 
@@ -24,25 +24,27 @@ from cvlib.data.emoji import open_pixels
 from cvlib.data.emoji_names import SETS, Drawing, catalogue
 from cvlib.files import atomic_write
 
-__all__ = ["DISTANCE", "HASH_BITS", "SHARES", "audit", "make_splits", "near_pairs", "perceptual_hash"]
+__all__ = ["DISTANCE", "HASH_SIGNS", "SHARES", "audit", "make_splits", "near_pairs", "perceptual_hash"]
 
 SIDE = 32  # size at which drawings are compared
-HASH_BITS = 6
-DISTANCE = 0.12
+HASH_SIGNS = 6
+DISTANCE = 0.1
+_ZERO = 0.03  # a frequency with less than this share of the amplitude has no sign
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _HERE = Path(__file__).parent
 _PERSON = re.compile(r"^(man|woman|person|men|women|people)-")
 
 
 def perceptual_hash(rgba: np.ndarray) -> np.ndarray:
-    """Return (N, 63) booleans: which low frequencies of the grey image on white lie above their median.
+    """Return int8 (N, 63): the signs of the low frequencies of the grey image on white, 0 where negligible.
 
-    ``rgba``: premultiplied uint8 (N, 4, S, S). Coefficients are rounded first, so that the zeros of symmetric
-    drawings do not depend on the machine.
+    ``rgba``: premultiplied uint8 (N, 4, S, S). The usual two-valued hash compares with the median, which is
+    near 0 for a symmetric drawing, so that half its bits are noise; a third value for "none" mends that.
     """
     grey = (rgba[:, :3].astype(np.int64).sum(1) + 3 * (255 - rgba[:, 3].astype(np.int64))).astype(np.float64)
-    low = dctn(grey, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(rgba), 64)[:, 1:].round(4)
-    return low > np.median(low, axis=1, keepdims=True)
+    low = dctn(grey, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(rgba), 64)[:, 1:]
+    floor = _ZERO * np.linalg.norm(low, axis=1, keepdims=True) + 1e-6
+    return (np.sign(low) * (np.abs(low) > floor)).astype(np.int8)
 
 
 def near_pairs(rgba: np.ndarray) -> np.ndarray:
@@ -51,13 +53,14 @@ def near_pairs(rgba: np.ndarray) -> np.ndarray:
     The relative distance is |a - b| / sqrt((|a|^2 + |b|^2) / 2) over half-size RGBA, in exact integers.
     """
     n, _, side, _ = rgba.shape
-    signs = (2.0 * perceptual_hash(rgba) - 1).astype(np.float32)
+    signs = perceptual_hash(rgba)
+    one_hot = np.concatenate([signs == value for value in (-1, 0, 1)], axis=1).astype(np.float32)
     small = rgba.reshape(n, 4, side // 2, 2, side // 2, 2).sum((3, 5), dtype=np.int32).reshape(n, -1)
     energy = np.einsum("ij,ij->i", small, small, dtype=np.int64)
     found = []
     for first in range(0, n, 1000):
-        agreement = signs[first : first + 1000] @ signs.T  # 63 - 2 x differing bits
-        i, j = np.nonzero(agreement >= 63 - 2 * HASH_BITS)
+        equal = one_hot[first : first + 1000] @ one_hot.T
+        i, j = np.nonzero(equal >= 63 - HASH_SIGNS)
         i, j = i[j > i + first] + first, j[j > i + first]
         gap = np.concatenate([_squared(small[a], small[b]) for a, b in _pieces(i, j)] or [np.zeros(0, int)])
         near = 2 * gap <= DISTANCE**2 * (energy[i] + energy[j])
@@ -132,7 +135,7 @@ def make_splits(group_of: dict[str, str], pairs: Iterable[tuple[str, str]]) -> d
 def shared_outlines(
     drawings: Sequence[Drawing], hashes: np.ndarray
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return for each pair of sets (concepts both draw, those among them with at most 10 differing bits)."""
+    """Return for each pair of sets (concepts both draw, those among them with at most 10 differing signs)."""
     where = {(d.set, d.concept): k for k, d in enumerate(drawings)}
     concepts: dict[str, set[str]] = {name: {d.concept for d in drawings if d.set == name} for name in SETS}
     result = {}
@@ -161,7 +164,7 @@ def audit() -> tuple[str, str]:
     shares = shared_outlines(drawings, perceptual_hash(rgba))
     near = [
         "# Made by cvlib/data/emoji_audit.py: drawings that are nearly the same picture",
-        "# [sets] two sets, concepts both draw, those with nearly the same outline (at most 10 of 63 bits)",
+        "# [sets] two sets, concepts both draw, those with nearly the same outline (at most 10 of 63 signs)",
         "[sets]",
         *(f"{a} {b} {n} {k}" for (a, b), (n, k) in shares.items()),
         "# [drawings] one concept, two sets: set:icon set:icon",

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cvlib.data.base import STEP
+
 __all__ = ["Factors", "compose", "hue_matrix", "lay_on", "sample_factors"]
 
 # Luma and two colour differences (ITU-R BT.601): turning the latter two leaves greys and luma unchanged.
@@ -103,7 +105,7 @@ def lay_on(rgba: Tensor, background: Tensor, *, out: Tensor | None = None) -> Te
     With colour p and alpha a in [0, 1]: 2 p - a + (1 - a) b = (2 p - 1) + (1 - a)(b + 1).
     """
     clear = torch.add(torch.tensor(1.0, device=rgba.device), rgba[:, 3:], alpha=-1 / 255)
-    colour = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=1 / 127.5, out=out)
+    colour = torch.add(torch.tensor(-1.0, device=rgba.device), rgba[:, :3], alpha=STEP, out=out)
     return colour.addcmul_(clear, (background + 1)[:, :, None, None])
 
 

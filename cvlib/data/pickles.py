@@ -13,12 +13,12 @@ __all__ = ["Call", "read_pickle"]
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = {"PROTO", "FRAME", "STOP"}
 _STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
-_NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT"}
+_NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "FLOAT", "BINFLOAT"}
 _VALUES = _STRINGS | _NUMBERS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 _DTYPES = {"u1": np.uint8, "i8": np.int64, "i4": np.int32}
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """What a pickle asks to be called, as plain data: ``name`` "module attribute", arguments, state."""
 
@@ -27,20 +27,17 @@ class Call:
     state: Any = None
 
     def value(self) -> Any:
-        """Return the array or the bytes that this call stands for.
+        """Return the array that this call stands for.
 
-        Raises: ValueError for anything but the two ways in which numpy arrays and bytes are pickled.
+        Raises: ValueError for anything but the way in which numpy arrays are pickled.
         """
         module, _, attribute = self.name.rpartition(" ")
-        if self.name == "_codecs encode" and self.arguments[1] == "latin1":
-            return self.arguments[0].encode("latin-1")
         if attribute == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             _, shape, dtype, fortran, raw = self.state
             kind = dtype.arguments[0]
             if dtype.name != "numpy dtype" or kind not in _DTYPES:
                 raise ValueError(f"an array of {kind!r}")
-            data = raw.value() if isinstance(raw, Call) else raw
-            data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
+            data = raw.encode("latin-1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as text
             return np.frombuffer(data, dtype=_DTYPES[kind]).reshape(shape, order="F" if fortran else "C")
         raise ValueError(f"a call of {self.name!r}")
 
@@ -97,7 +94,10 @@ class _Machine:
             stack.append(Call(argument if name == "GLOBAL" else " ".join([stack.pop(-2), stack.pop()])))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
-            stack.append(Call(function.name, arguments))
+            if function.name == "_codecs encode" and arguments[1] == "latin1":
+                stack.append(arguments[0].encode("latin-1"))  # how Python 3 writes bytes for Python 2
+            else:
+                stack.append(Call(function.name, arguments))
         elif name == "BUILD":
             state = stack.pop()
             stack[-1].state = state

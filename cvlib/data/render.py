@@ -72,7 +72,9 @@ def render_all(
     finally:
         for process in running:
             process.kill()
-            process.communicate()
+            process.wait()
+            if process.stderr:
+                process.stderr.close()
         for job in jobs_written:
             for rest in (job, job.with_suffix(".done")):
                 rest.unlink(missing_ok=True)
@@ -94,7 +96,8 @@ def _watch(running: list[subprocess.Popen[str]], target: Path, n: int, what: str
         print(f"{what}: {done:,} of {n:,} drawn, {left:.0f} s left", file=sys.stderr, flush=True)
     for process in running:
         if process.poll():
-            error = (process.communicate()[1].strip().splitlines() or [f"exit {process.returncode}"])[-1]
+            said = process.stderr.read().splitlines() if process.stderr else []
+            error = said[-1] if said else f"the worker ended with {process.returncode}"
             raise RuntimeError(f"drawing SVG failed: {error}")
     print(f"{what}: {n:,} drawn in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
