@@ -91,8 +91,8 @@ def _watch(running: list[subprocess.Popen[str]], target: Path, n: int, what: str
         if now - told < 5:
             continue
         told = now
-        done = sum(_done(target.with_name(f"job-{k}.done")) for k in range(len(running)))
-        left = (now - start) / done * (n - done) if done else float("nan")
+        done = max(1, sum(_done(target.with_name(f"job-{k}.done")) for k in range(len(running))))
+        left = (now - start) / done * (n - done)
         print(f"{what}: {done:,} of {n:,} drawn, {left:.0f} s left", file=sys.stderr, flush=True)
     for process in running:
         if process.poll():

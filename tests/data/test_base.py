@@ -90,6 +90,12 @@ def test_a_batch_depends_on_seed_and_number_alone():
     assert not torch.equal(a["image"], next(data.batches(4, seed=4, start=5))["image"])
 
 
+def test_every_batch_draws_its_own_augmentation():
+    data, _ = small(n=1, side=40, size=8)
+    images = [next(data.batches(1, seed=3, start=t))["image"] for t in range(6)]
+    assert not any(torch.equal(images[0], other) for other in images[1:])
+
+
 def test_state_goes_over_to_another_iterator():
     data, _ = small(side=12)
     one, other = data.batches(4, seed=3), data.batches(4, seed=3)
