@@ -536,11 +536,10 @@ stage1_config = {
     "disc_weight": disc_weight,
     "precision": runtime.precision,
 }
+adam = {"betas": (0.5, 0.9), "weight_decay": 0.0}
 optimizers = {
-    "vqgan": torch.optim.AdamW(vqgan.parameters(), lr=learning_rate, betas=(0.5, 0.9), weight_decay=0.0),
-    "critic": torch.optim.AdamW(
-        discriminator.parameters(), lr=learning_rate / 4, betas=(0.5, 0.9), weight_decay=0.0
-    ),
+    "vqgan": torch.optim.AdamW(vqgan.parameters(), lr=learning_rate, **adam),
+    "critic": torch.optim.AdamW(discriminator.parameters(), lr=learning_rate / 2, **adam),
 }
 recent = runtime.prepare(CodeUsage(n_codes))  # which codes were chosen lately; part of every checkpoint
 check_images = validation.images(torch.arange(0, len(validation), max(1, len(validation) // 256)))
@@ -555,7 +554,7 @@ stage1 = fit(
     ),
     steps=steps,
     runtime=runtime,
-    schedules=dict.fromkeys(optimizers, warmup_linear(warmup, steps)),
+    schedules={"vqgan": warmup_linear(warmup, steps)},  # the critic starts late and needs its full rate
     evaluate=lambda done: reconstruction_scores(vqgan, check_images, runtime),
     eval_every=max(1, steps // 8),
 )

@@ -45,7 +45,7 @@ from cvlib.pages import begin
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
-steps = 500  # of each run
+steps = 300  # of each run
 seed = 0  # the arms use the rule file's seeds; this one only picks the pictures
 batch_size = 32  # paper: 2 to 12 per GPU
 image_size = 32  # paper: 256
