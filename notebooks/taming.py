@@ -209,6 +209,8 @@ fig, ax = figure(width="half")
 ax.loglog(list(errors), list(errors.values()), **look("ours", marker=True), label="measured")
 ax.loglog(list(errors), [1 / 12 / k**2 for k in errors], **look("paper"), label=r"$1 / (12 K^2)$")
 ax.set(xlabel="number of codes K", ylabel="mean squared error")
+ax.set_xscale("log", base=2)
+ax.set_xticks(list(errors), [str(k) for k in errors])
 ax.legend()
 show(
     fig,
