@@ -110,7 +110,28 @@ def report(chapter: str) -> None:
 
 
 @commands.command()
-@click.option("--out", default="book/_build", show_default=True, type=click.Path(file_okay=False))
+@click.argument("chapter")
+def verify(chapter: str) -> None:
+    """Replay the first steps of CHAPTER's recorded runs whose code has changed; exit 1 if one differs."""
+    from cvlib import claims
+    from cvlib.pages import running
+
+    page = f"{chapter}_claims"
+    if claims.stale(chapter):
+        running.run_page(page, f"runs/pages/{page}.replay.ipynb", {"replay": True})
+        claims.aggregate(chapter)
+    old = claims.stale(chapter)
+    for arm, seed in old:
+        click.echo(f"stale: {arm}, seed {seed}")
+    click.echo(
+        f"{chapter}: {len(claims.runs(chapter)) - len(old)} runs rest on the code as it is, {len(old)} do not"
+    )
+    if old:
+        raise click.exceptions.Exit(1)
+
+
+@commands.command()
+@click.option("--out", default="book", show_default=True, type=click.Path(file_okay=False))
 @click.option("--with", "extra", multiple=True, type=click.Path(exists=True), help="A fresher executed copy.")
 def book(out: str, extra: tuple[str, ...]) -> None:
     """Build the book; executed copies given by --with stand in for the committed ones."""

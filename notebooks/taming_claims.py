@@ -32,6 +32,7 @@
 
 # %%
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
@@ -56,6 +57,7 @@ precision = "auto"
 run_dir = "runs/taming_claims"
 pretrained = True  # False trains again what run_dir already holds
 record = False  # True runs what is missing and writes book/results
+replay = False  # True replays the first 20 steps of runs whose code has changed since
 
 # %%
 page = begin("taming_claims", globals())
@@ -111,8 +113,12 @@ def train_arm(
     runtime: Runtime,
     root: str,
     perceptual: PerceptualDistance | None,
+    stop: int | None = None,
 ):
-    """Return the trained VQModel, its configuration and the result of :func:`cvlib.train.fit`."""
+    """Return the trained VQModel, its configuration and the result of :func:`cvlib.train.fit`.
+
+    ``stop`` ends the run early, with the schedules of the whole one: the first steps are then the same.
+    """
     steps = round(arm.stretch * steps)
     config = {"seed": seed, "steps": steps, "batch_size": batch_size, "data": train.hash, "network": NETWORK}
     config |= {"arm": vars(arm), "disc_start": DISC_START, "precision": runtime.precision}
@@ -144,7 +150,7 @@ def train_arm(
             batch_size, seed=seed, device=runtime.device, rank=runtime.rank, world=runtime.world
         ),
         step=step,
-        steps=steps,
+        steps=stop or steps,
         runtime=runtime,
         schedules=dict.fromkeys(optimizers, warmup_linear(max(1, steps // 20), steps)),
     )
@@ -214,7 +220,8 @@ assert ladder[0] == 0 and ladder == sorted(ladder), ladder
 # ## Running what is missing
 #
 # With `record=True` every run that the rules ask for and that no file holds is trained, judged once on the test
-# drawings and written down as soon as it ends. Interrupted, the page goes on where it stopped.
+# drawings and written down as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a
+# run rests on has changed, `make verify-results` replays its first 20 steps: equal losses keep the run.
 
 
 # %%
@@ -246,6 +253,13 @@ if page.record:
         print(f"{name}, seed {number}")
         run_and_record(name, number)
     claims.aggregate("taming")
+elif replay:
+    for name, number in claims.stale("taming"):
+        with TemporaryDirectory() as aside:
+            again = (story, ARMS[name], number, steps, train, batch_size, runtime, aside, perceptual)
+            losses = train_arm(*again, stop=20)[2].result["first_losses"][ARMS[name].pixel_loss]
+        verdict = "as recorded" if claims.confirm("taming", name, number, losses) else "STALE: other losses"
+        print(f"{name}, seed {number}: {verdict}")
 elif page.smoke:  # prove that every arm trains and is judged; nothing is recorded
     for name, arm in ARMS.items():
         model, _, _ = train_arm(story, arm, 0, 2, train, 4, runtime, run_dir, perceptual)
