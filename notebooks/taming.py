@@ -563,19 +563,19 @@ stage1 = fit(
 
 # %%
 curve = [row for row in stage1.history if "eval/l1" in row]
-fig, (left, right) = figure(columns=2)
+fig, (left, right) = figure(columns=2, height=2.6)
 left.plot([row["step"] for row in curve], [row["eval/l1"] for row in curve], **look("ours", marker=True))
 left.axvline(disc_start * steps, **look("control"), label="discriminator starts")
-left.set(xlabel="step", ylabel="validation L1 (pixels in [−1, 1])", ylim=(0, None))
+left.set(xlabel="step", ylabel="validation L1", ylim=(0, None))
 left.legend()
 right.plot(
     [row["step"] for row in curve], [100 * row["eval/used"] for row in curve], **look("ours", marker=True)
 )
-right.set(xlabel="step", ylabel="codes in use on validation (%)", ylim=(0, 105))
+right.set(xlabel="step", ylabel="codes in use (%)", ylim=(0, 105))
 show(
     fig,
     alt=f"Validation L1 falls to {curve[-1]['eval/l1']:.3f}; {curve[-1]['eval/used']:.0%} of the codes are in use at the end.",
-    caption="Stage 1 on validation drawings: reconstruction error, and how much of the codebook is in use.",
+    caption="Stage 1 on validation drawings: reconstruction error (pixels in [−1, 1]), and how much of the codebook is in use.",
 )
 
 # %% [markdown]
@@ -585,12 +585,12 @@ show(
 
 # %%
 duel = [row for row in stage1.history if "margin" in row]
-fig, (left, right) = figure(columns=2)
+fig, (left, right) = figure(columns=2, height=2.6)
 left.plot([row["step"] for row in duel], [row["margin"] for row in duel], **look("ours", marker=True))
 left.axhline(0, **look("control"))
-left.set(xlabel="step", ylabel="margin of the critic (logits)")
+left.set(xlabel="step", ylabel="margin (logits)")
 right.plot([row["step"] for row in duel], [row["lambda"] for row in duel], **look("ours", marker=True))
-right.set(xlabel="step", ylabel="λ, weight of the critic's gradient", ylim=(0, None))
+right.set(xlabel="step", ylabel="λ", ylim=(0, None))
 show(
     fig,
     alt=f"The critic's margin ends at {duel[-1]['margin']:.2f}, λ at {duel[-1]['lambda']:.1f}.",
@@ -639,28 +639,39 @@ picture(
 # %% [markdown]
 # ### The vocabulary
 #
-# What does a code paint? A code means something only in company: the decoder looks around. To see it alone we write
-# it into the middle of the most frequent sentence, all background, and decode.
+# What does a word mean? Look up where it is used. Each row below is one code; each little picture shows a place, in
+# another test drawing, that the encoder spelled with it: the code's own $f\times f$ pixels in the middle, their
+# surroundings around them.
 
 
 # %%
-@torch.no_grad()
-def paint_codes(model: VQModel, codes: Tensor, background: int, grid: int, runtime: Runtime) -> Tensor:
-    """Return, for each of ``codes`` (n,), the image of a grid of ``background`` with that code in its 2 x 2 centre."""
-    sentences = torch.full((len(codes), grid, grid), background)
-    middle = slice(grid // 2 - 1, grid // 2 + 1)
-    sentences[:, middle, middle] = codes[:, None, None]
-    with runtime.autocast():
-        return model.decode_indices(sentences.to(runtime.device)).float().cpu()
+def examples_of(code: int, images: Tensor, indices: Tensor, n: int, margin: int) -> Tensor:
+    """Return patches (n, 3, f + 2 margin, f + 2 margin) of images (N, 3, H, W) whose grid (N, h, w) reads ``code``.
+
+    At most one patch an image, the first in raster order; fewer than ``n`` if fewer images use the code. Beyond
+    the border the patch is white.
+    """
+    f = images.shape[-1] // indices.shape[-1]
+    padded = F.pad(images, (margin,) * 4, value=1.0)
+    places = {image: (row, column) for image, row, column in reversed((indices == code).nonzero().tolist())}
+    side = f + 2 * margin
+    cut = [padded[i, :, f * r : f * r + side, f * c : f * c + side] for i, (r, c) in sorted(places.items())]
+    return torch.stack(cut[:n])
 
 
-by_use = usage.counts.argsort(descending=True)[:48].cpu()
-painted = paint_codes(vqgan, by_use, int(by_use[0]), grid_size, runtime).clamp(-1, 1)
+in_images = torch.stack([(test_indices == code).flatten(1).any(1).sum() for code in range(n_codes)])
+common = in_images.argsort(descending=True)[: int((in_images >= (12 if is_trained else 1)).sum())]
+chosen = common[
+    torch.linspace(0, len(common) - 1, 10).long()
+]  # from the most to the least frequent, evenly by rank
+n_examples = min(12, int(in_images[chosen].min()))
 picture(
-    painted,
-    columns=12,
-    alt="Forty-eight codes painted on a plain background: spots of colour, edges and corners.",
-    caption="The 48 most frequent codes, each painted in the centre of the most frequent background; the first is the background itself.",
+    *(examples_of(int(code), test_images, test_indices, n_examples, margin=downsampling) for code in chosen),
+    columns=n_examples,
+    scale=3,
+    rows=[f"{int(in_images[code]) / len(test_images):.0%} of drawings" for code in chosen],
+    alt="Rows of patches; the patches of a row resemble each other in colour, edge or corner.",
+    caption="Ten codes from frequent to rare, twelve uses of each; the code itself is the middle third of each patch.",
 )
 
 # %%

@@ -242,6 +242,16 @@ def test_nearest_drawings_equals_a_double_loop(page):
         torch.testing.assert_close(d, min(all_d), rtol=1e-4, atol=1e-4)
 
 
+def test_examples_show_the_places_that_use_the_code(page):
+    images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8).float()
+    indices = torch.tensor([[[0, 5], [5, 0]], [[0, 0], [0, 5]]])
+    patches = page.examples_of(5, images, indices, n=4, margin=1)
+    assert patches.shape == (2, 3, 6, 6)  # one an image, the first in raster order
+    torch.testing.assert_close(patches[0, :, 1:5, 1:5], images[0, :, 0:4, 4:8])
+    torch.testing.assert_close(patches[1, :, :5, :5], images[1, :, 3:8, 3:8])
+    assert (patches[0, :, 0] == 1).all() and (patches[0, :, :, 5] == 1).all()
+
+
 def test_channel_multipliers_want_a_power_of_two(page):
     assert page.channel_multipliers(4) == (1, 2, 4)
     with pytest.raises(ValueError, match="downsampling is 6"):
