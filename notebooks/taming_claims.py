@@ -161,7 +161,8 @@ def train_arm(
 # ## The judge
 #
 # **LPIPS-VGG16-HED** has the form of LPIPS over a VGG-16 that was fine-tuned to find edges; no arm was trained with
-# it (the VGG-19 of the perceptual loss is another network, though a relative). **KID-VGG16-HED** compares the two sets
+# it (the VGG-19 of the perceptual loss is another network, though a relative). Its weights per channel were learned by
+# LPIPS for another training of VGG-16; what they bring is the balance between layers. **KID-VGG16-HED** compares the two sets
 # of images instead of the pairs. Neither may stand beside a number of the paper. PSNR needs no network.
 
 
