@@ -116,11 +116,16 @@ def stage(book: Path, target: Path, extra: Iterable[Path] = ()) -> Path:
         name = path.relative_to(target).as_posix()
         if path.is_file() and name not in wanted and not name.startswith("vendor/"):
             path.unlink()
+    stale = False
     for name, content in wanted.items():
         path = target / name
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+            if path.suffix not in (".md", ".ipynb"):  # Sphinx copies these only when it writes some page
+                stale = True
+    if stale and (target / "index.md").is_file():
+        (target / "index.md").touch()
     if not (target / "vendor" / "mathjax").is_dir():
         _mathjax(target / "vendor")
     return target

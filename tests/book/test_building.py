@@ -146,7 +146,10 @@ def test_a_warning_of_the_renderer_stops_the_build(source, tmp_path, monkeypatch
     (source / "index.md").write_text("# Front\n\n{doc}`no_such_page`\n")
     (source / "references.bib").write_text("")
     root = tmp_path
-    (root / "_config.yml").write_text("title: T\nexecute:\n  execute_notebooks: 'off'\n")
+    (source / "assets").mkdir()
+    (source / "assets" / "book.css").write_text("p { color: red }")
+    static = "sphinx:\n  config:\n    html_static_path: [assets]\n    html_css_files: [book.css]\n"
+    (root / "_config.yml").write_text(f"title: T\nexecute:\n  execute_notebooks: 'off'\n{static}")
     (root / "CHANGELOG.md").write_text("# C\n\nx\n")
     (root / "cvlib").mkdir()
     monkeypatch.setattr(book, "ROOT", root)
@@ -156,6 +159,9 @@ def test_a_warning_of_the_renderer_stops_the_build(source, tmp_path, monkeypatch
     assert "no_such_page" in capfd.readouterr().err
     (source / "index.md").write_text("# Front\n\nNothing is wrong here.\n")
     assert book.build(root / "out").read_text().count("Nothing is wrong here") >= 1
+    (source / "assets" / "book.css").write_text("p { color: teal }")  # no page changed, only its look
+    book.build(root / "out")
+    assert (root / "out" / "_build" / "html" / "_static" / "book.css").read_text() == "p { color: teal }"
 
 
 def test_the_reference_survives_any_docstring(tmp_path):

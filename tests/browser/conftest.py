@@ -47,6 +47,7 @@ class Visit:
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        page.set_default_timeout(120_000)  # a page takes a second; a busy machine is no reason to fail
         self.wrong: list[str] = []
         page.on("console", lambda line: line.type == "error" and self.wrong.append(f"console: {line.text}"))
         page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))

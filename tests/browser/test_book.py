@@ -19,14 +19,28 @@ OVERFLOWING = """() => {
   return [...document.querySelectorAll('main *')].filter(node => node.getBoundingClientRect().right > wide + 1
     && !held(node)).map(node => node.tagName + '.' + node.className + ' ' + node.innerText.slice(0, 40)); }"""
 
-# The contrast of the running text with the page behind it (WCAG 2, relative luminance).
+# Words with less contrast to what lies behind them than WCAG 2 asks for (4.5), and how dark the page is.
 CONTRAST = """() => {
-  const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(value => {
+  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = colour => { const [r, g, b] = parts(colour).slice(0, 3).map(value => {
       const c = value / 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const text = light(getComputedStyle(document.querySelector('article p')).color);
-  const page = light(getComputedStyle(document.body).backgroundColor);
-  return { ratio: (Math.max(text, page) + 0.05) / (Math.min(text, page) + 0.05), dark: page < text }; }"""
+  const behind = node => { for (let up = node; up; up = up.parentElement) {
+    const colour = getComputedStyle(up).backgroundColor; if ((parts(colour)[3] ?? 1) > 0.5) return colour; }
+    return 'rgb(255, 255, 255)'; };
+  const ratio = node => { const pair = [getComputedStyle(node).color, behind(node)].map(light);
+    return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05); };
+  const kinds = 'article :is(p, li, td, th, figcaption, caption, label, output)';
+  const words = [...document.querySelectorAll(kinds)];
+  return { faint: words.filter(node => node.offsetParent && node.innerText.trim() && ratio(node) < 4.5)
+             .map(node => node.tagName + ' ' + node.innerText.slice(0, 40) + ' ' + ratio(node).toFixed(1)),
+           dark: light(getComputedStyle(document.body).backgroundColor) < 0.2 }; }"""
+
+# Pictures that did not load, or have no words. One in a figure may be silent if another there speaks for all.
+WORDLESS = """() => [...document.querySelectorAll('article img')].filter(image => {
+  const voice = image.closest('figure')?.querySelector('img[alt]:not([alt=""]), [aria-label]');
+  return !image.naturalWidth || !(image.alt.trim() || (image.hasAttribute('alt') && voice));
+}).map(image => image.outerHTML.slice(0, 80))"""
 
 LINKS = "nodes => nodes.map(node => node.href).filter(link => link.startsWith('file:'))"
 
@@ -46,10 +60,7 @@ def test_a_page_opens_offline_and_is_whole(html, visit, name):
     assert visit.wrong == [], "nothing may fail, and nothing may be asked of another host"
     assert page.locator("article h1").count() == 1
     assert page.locator(".cell_output .traceback, mjx-merror").count() == 0
-    pictures = page.eval_on_selector_all(
-        "article img", "nodes => nodes.map(n => [n.alt, n.naturalWidth, n.src])"
-    )
-    assert [source[:80] for alt, width, source in pictures if not alt.strip() or not width] == []
+    assert page.evaluate(WORDLESS) == []
     assert lost_links(page) == []
 
 
@@ -62,8 +73,7 @@ def test_a_page_fits_a_phone_in_both_themes(html, visit, name):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, told
         assert told == []
         seen = page.evaluate(CONTRAST)
-        assert seen["dark"] == (scheme == "dark")
-        assert seen["ratio"] >= 7
+        assert seen == {"faint": [], "dark": scheme == "dark"}
 
 
 def test_formulas_are_drawn_in_their_own_fonts(html, visit):
