@@ -215,7 +215,7 @@ with torch.no_grad():
     ladder = [
         lpips((few + level * noise).clamp(-1, 1), few).mean().item() for level in (0, 0.05, 0.1, 0.2, 0.4)
     ]
-assert ladder[0] == 0 and ladder == sorted(ladder), ladder
+assert ladder[0] < 1e-9 and ladder == sorted(ladder), ladder
 
 # %% [markdown]
 # ## Running what is missing
@@ -276,6 +276,29 @@ claims.claims_table("taming")
 recorded = claims.runs("taming")
 if not claims.missing("taming"):
     claims.claim_plot("taming", "C1")
+
+# %% [markdown]
+# ## Reading it
+
+# %%
+decided = claims.load_results("taming")["claims"][0]
+if decided["comparisons"]:
+    lpips_l2, kid_l2, psnr_l2, lpips_twice = decided["comparisons"]
+    minutes = {arm: sum(r["seconds"] for r in recorded if r["arm"] == arm) / 300 for arm in ARMS}
+    say(
+        f"At equal steps the VQGAN's LPIPS-VGG16-HED is {-lpips_l2['mean']:.3f} lower than the VQ-VAE's "
+        f"{lpips_l2['against_mean']:.3f}, its KID-VGG16-HED {kid_l2['arm_mean']:.2f} instead of "
+        f"{kid_l2['against_mean']:.2f}, and its PSNR {-psnr_l2['mean']:.1f} dB lower. Against twice the steps of the "
+        f"cheaper VQ-VAE ({minutes['l2-twice']:.1f} minutes a seed, the VQGAN {minutes['vqgan']:.1f}) its LPIPS is "
+        f"{lpips_twice['mean']:+.3f}. The verdict by the rule: **{decided['verdict']}**."
+    )
+
+# %% [markdown]
+# What the runs cannot say. They are short, and every arm is still improving when it ends, so the comparison is one of
+# early training: the paper's networks train a thousand times longer, where more steps of the squared error no longer
+# sharpen anything. Perceptual loss and discriminator enter together, so the share of each is not told apart. And the
+# story page shows a critic that, in a longer run, could not tell images from reconstructions: at this size the
+# adversarial half of the recipe may cost more than it gives.
 
 # %%
 page.finish(runtime)
