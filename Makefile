@@ -100,7 +100,7 @@ test-quick: assets ## Run every page at quick scale, as a reader does
 		CVLIB_STATIC=1 $(BIN)/cvlib run $$name -o book/_build/quick/$$name.ipynb; \
 		echo "$$page: $$((SECONDS - start)) s"; done
 
-verify-results: assets ## Replay the start of one seed per arm whose code has changed
+verify-results: assets ## Replay the first steps of CHAPTER's runs whose code has changed
 	@$(BIN)/cvlib verify $(CHAPTER)
 
 sync: $(STAMP) ## Make the notebooks from their percent scripts

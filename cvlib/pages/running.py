@@ -177,8 +177,8 @@ def _clean(executed: Path, target: Path) -> None:
 def report(chapter: str, *, folder: str | Path = "notebooks", book: str | Path = "book") -> list[Path]:
     """Run a chapter's pages at report scale and refresh their executed copies in the book.
 
-    Runs that were begun go on where they stopped, since the pages find their run folders. Afterwards the
-    chapter's results are aggregated again from its recorded seeds.
+    Runs that were begun go on where they stopped, since the pages find their run folders; the claims page
+    records what is missing and aggregates the chapter's results.
 
     Raises: BookError naming the page and what failed; the copies of before then stay.
     """
