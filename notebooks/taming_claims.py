@@ -43,6 +43,7 @@ from cvlib.data import Dataset, load
 from cvlib.metrics import feature_batches, kid, psnr, ssim
 from cvlib.nn import CodeUsage, PatchDiscriminator, PerceptualDistance, lpips_vgg16_hed, vgg_loss
 from cvlib.pages import begin
+from cvlib.show import say
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
