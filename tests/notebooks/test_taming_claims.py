@@ -84,9 +84,9 @@ def test_judge_orders_copies_by_their_noise(page, story, runtime):
 def test_judge_finds_nothing_wrong_with_a_copy(page, story, runtime):
     images = load("emoji", "test", 32).images(torch.arange(64))
     score = page.judge(Copyist(0.0), images, lpips_vgg16_hed(), story, runtime)
-    assert score["L1"] == 0
-    # equal images in memory of different alignment: features may part in the last bit, squares in 1e-14
-    assert score["LPIPS-VGG16-HED"] == pytest.approx(0, abs=1e-12)
+    # white is 1 + 1e-7 in fp32 (255 / 127.5 - 1), which the judge clamps: the last bit may differ
+    assert score["L1"] == pytest.approx(0, abs=1e-6)
+    assert score["LPIPS-VGG16-HED"] == pytest.approx(0, abs=1e-9)
     assert score["SSIM"] == pytest.approx(1)
 
 
