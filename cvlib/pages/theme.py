@@ -17,4 +17,6 @@ def setup(app: Any) -> dict[str, bool]:
         for listener in list(listeners):
             if listener.handler.__module__ == "sphinx_thebe":
                 app.disconnect(listener.id)
+    kept = [(name, options) for name, options in app.registry.css_files if "thebe" not in name]
+    app.registry.css_files[:] = kept  # its style sheet would be asked for and not be there
     return {"parallel_read_safe": True, "parallel_write_safe": True}
