@@ -33,7 +33,7 @@
 #
 # | scale | command | what it needs |
 # |---|---|---|
-# | quick | `papermill notebooks/taming.ipynb out.ipynb` | 3 minutes on 2 CPU cores |
+# | quick | `papermill notebooks/taming.ipynb out.ipynb` | about 5 minutes on 2 CPU cores |
 # | report | `papermill notebooks/taming.ipynb out.ipynb -f notebooks/params/taming.report.yaml` | about 2 hours on 2 CPU cores, minutes on a GPU |
 # | yours | `papermill notebooks/taming.ipynb out.ipynb -p steps 100000 -p data image_folder -p data_root DIR` | a GPU |
 #
@@ -80,7 +80,7 @@ from cvlib.train import (
 
 # %% tags=["parameters"]
 seed = 0
-steps = 400  # of each stage. Paper: 2.4 M for class-conditional ImageNet, batch 128 (Sec. A)
+steps = 500  # of each stage. Paper: 2.4 M for class-conditional ImageNet, batch 128 (Sec. A)
 batch_size = 32  # paper: 2 to 12 per GPU
 image_size = 32  # paper: 256
 downsampling = 4  # f. Paper: 16, so that 256 px become 16 x 16 tokens
@@ -88,7 +88,7 @@ n_codes = 256  # |Z|. Paper: 1,024 to 16,384
 dim_z = 16  # n_z. Paper: 256
 channels = 16  # of the first convolution. Paper: 128
 learning_rate = 2e-3  # paper: 4.5e-6 x batch size, constant
-disc_start = 0.6  # part of stage 1 without discriminator. Paper: at least one epoch
+disc_start = 0.8  # part of stage 1 without discriminator. Paper: at least one epoch
 disc_weight = 0.8  # paper: 0.8
 n_layers = 4  # of the transformer. Paper: 12 to 48
 n_heads = 4  # paper: 16
@@ -114,7 +114,7 @@ share = {"rank": runtime.rank, "world": runtime.world}  # of every batch, where 
 grid_size = image_size // downsampling
 n_tokens = grid_size**2
 warmup = max(1, steps // 20)
-is_trained = steps >= 400  # checks of quality ask for at least the quick scale
+is_trained = steps >= 500  # checks of quality ask for at least the quick scale
 print(runtime.describe())
 print(f"{image_size} px as {grid_size} x {grid_size} tokens out of {n_codes}; {steps} steps for each stage")
 
@@ -851,7 +851,7 @@ stage2 = fit(
     eval_every=max(1, steps // 8),
     best="nll",
 )
-load_weights(stage2.folder, {"gpt": gpt}, which="best")  # early stopping, as the paper does for faces
+_ = load_weights(stage2.folder, {"gpt": gpt}, which="best")  # early stopping, as the paper does for faces
 
 # %%
 curve = [row for row in stage2.history if "eval/nll" in row]
