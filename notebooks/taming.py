@@ -33,7 +33,7 @@
 #
 # | scale | command | what it needs |
 # |---|---|---|
-# | quick | `papermill notebooks/taming.ipynb out.ipynb` | about 5 minutes on 2 CPU cores |
+# | quick | `papermill notebooks/taming.ipynb out.ipynb` | about 6 minutes on 2 CPU cores |
 # | report | `papermill notebooks/taming.ipynb out.ipynb -f notebooks/params/taming.report.yaml` | about 2 hours on 2 CPU cores, minutes on a GPU |
 # | yours | `papermill notebooks/taming.ipynb out.ipynb -p steps 100000 -p data image_folder -p data_root DIR` | a GPU |
 #
@@ -80,7 +80,7 @@ from cvlib.train import (
 
 # %% tags=["parameters"]
 seed = 0
-steps = 500  # of each stage. Paper: 2.4 M for class-conditional ImageNet, batch 128 (Sec. A)
+steps = 600  # of each stage. Paper: 2.4 M for class-conditional ImageNet, batch 128 (Sec. A)
 batch_size = 32  # paper: 2 to 12 per GPU
 image_size = 32  # paper: 256
 downsampling = 4  # f. Paper: 16, so that 256 px become 16 x 16 tokens
@@ -114,7 +114,7 @@ share = {"rank": runtime.rank, "world": runtime.world}  # of every batch, where 
 grid_size = image_size // downsampling
 n_tokens = grid_size**2
 warmup = max(1, steps // 20)
-is_trained = steps >= 500  # checks of quality ask for at least the quick scale
+is_trained = steps >= 600  # checks of quality ask for at least the quick scale
 print(runtime.describe())
 print(f"{image_size} px as {grid_size} x {grid_size} tokens out of {n_codes}; {steps} steps for each stage")
 
