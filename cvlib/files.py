@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cvlib.errors import BookError
 
-__all__ = ["atomic_folder", "atomic_path", "atomic_write", "fsync", "sha256"]
+__all__ = ["atomic_folder", "atomic_path", "atomic_write", "fsync", "sha256", "told_if_full"]
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -32,7 +32,7 @@ def fsync(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def _told_if_full(target: Path) -> Iterator[None]:
+def told_if_full(target: Path) -> Iterator[None]:
     """Turn "no space left" into one line that names the file; other errors pass unchanged."""
     try:
         yield
@@ -62,7 +62,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     aside = Path(name)
     try:
-        with _told_if_full(target):
+        with told_if_full(target):
             yield aside
             fsync(aside)
             umask = os.umask(0)
@@ -91,7 +91,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with _told_if_full(target):
+        with told_if_full(target):
             yield aside
             for file in aside.rglob("*"):
                 fsync(file)

@@ -13,7 +13,7 @@ __all__ = ["Score", "checked_features", "metric_name"]
 
 _NETS = {
     "vgg19-8bit": "VGG19-8bit",
-    "vgg16-hed": "VGG16HED",
+    "vgg16-hed": "VGG16-HED",
     "efficientnet-lite0": "EffNetLite0",
     "minilm": "MiniLM",
 }
@@ -48,7 +48,7 @@ def metric_name(metric: str, net: Any) -> str:
     Raises: BookError if the network has no name.
 
     >>> metric_name("KID", "vgg16-hed"), metric_name("Fréchet64", "EffNetLite0")
-    ('KID-VGG16HED', 'Fréchet64-EffNetLite0')
+    ('KID-VGG16-HED', 'Fréchet64-EffNetLite0')
     """
     name = net if isinstance(net, str) else getattr(net, "name", "")
     if not isinstance(name, str) or not name.strip():

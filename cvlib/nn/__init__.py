@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvlib.nn.autoencoder import Decoder, Encoder
+from cvlib.nn.autoencoder import Architecture, Decoder, Encoder
 from cvlib.nn.discriminator import (
     PatchDiscriminator,
     hinge_d_loss,
@@ -19,6 +19,7 @@ from cvlib.nn.vqmodel import VQModel
 __all__ = [
     "GPT",
     "VGG",
+    "Architecture",
     "CodeUsage",
     "Decoder",
     "Encoder",

@@ -5,13 +5,13 @@ Source: Esser et al. 2021, Sec. 3.1. The losses that train it stand on the page 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
-from cvlib.nn.autoencoder import Decoder, Encoder
+from cvlib.nn.autoencoder import Architecture, Decoder, Encoder
 from cvlib.nn.quantizer import Quantized, VectorQuantizer
 
 __all__ = ["VQModel"]
@@ -21,8 +21,9 @@ class VQModel(nn.Module):
     """Encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
     Images are (B, C, H, W) in [-1, 1] with H and W divisible by ``factor`` = 2^(levels - 1); the token grid
-    is (B, H / factor, W / factor). The defaults are the paper's ImageNet model (K = 1024, f = 16). ``config``
-    holds the arguments: ``VQModel(**model.config)`` builds the same network.
+    is (B, H / factor, W / factor). ``architecture`` are the fields of :class:`Architecture`, which encoder
+    and decoder share; the defaults are the paper's ImageNet model (K = 1024, f = 16). ``config`` holds the
+    arguments: ``VQModel(**model.config)`` builds the same network.
 
     >>> model = VQModel(n_codes=8, dim_z=4, ch=32, ch_mult=(1, 2), z_channels=8, attn_resolutions=())
     >>> import torch; model.encode(torch.zeros(2, 3, 16, 12)).indices.shape
@@ -34,44 +35,26 @@ class VQModel(nn.Module):
         *,
         n_codes: int = 1024,
         dim_z: int = 256,
-        ch: int = 128,
-        ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
-        n_res_blocks: int = 2,
-        attn_resolutions: Collection[int] = (16,),
-        resolution: int = 256,
         in_channels: int = 3,
         out_channels: int = 3,
-        z_channels: int = 256,
-        dropout: float = 0.0,
         beta: float = 0.25,
         legacy: bool = False,
         cosine: bool = False,
+        **architecture: Any,
     ) -> None:
         super().__init__()
-        shape: dict[str, Any] = {
-            "ch": ch,
-            "ch_mult": list(ch_mult),
-            "n_res_blocks": n_res_blocks,
-            "attn_resolutions": list(attn_resolutions),
-            "resolution": resolution,
-            "z_channels": z_channels,
-            "dropout": dropout,
-        }
-        codes: dict[str, Any] = {"beta": beta, "legacy": legacy, "cosine": cosine}
-        self.config: dict[str, Any] = {
-            "n_codes": n_codes,
-            "dim_z": dim_z,
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            **shape,
-            **codes,
-        }
+        shape = Architecture(**architecture)
+        ch_mult, attn_resolutions = list(shape.ch_mult), list(shape.attn_resolutions)
+        codes: dict[str, Any] = {"n_codes": n_codes, "dim_z": dim_z}
+        codes |= {"beta": beta, "legacy": legacy, "cosine": cosine}
+        self.config: dict[str, Any] = codes | {"in_channels": in_channels, "out_channels": out_channels}
+        self.config |= asdict(shape) | {"ch_mult": ch_mult, "attn_resolutions": attn_resolutions}
         self.factor = 2 ** (len(ch_mult) - 1)
-        self.encoder = Encoder(in_channels=in_channels, **shape)
-        self.quant_conv = nn.Conv2d(z_channels, dim_z, 1)
-        self.quantizer = VectorQuantizer(n_codes, dim_z, **codes)
-        self.post_quant_conv = nn.Conv2d(dim_z, z_channels, 1)
-        self.decoder = Decoder(out_channels=out_channels, **shape)
+        self.encoder = Encoder(shape, in_channels)
+        self.quant_conv = nn.Conv2d(shape.z_channels, dim_z, 1)
+        self.quantizer = VectorQuantizer(**codes)
+        self.post_quant_conv = nn.Conv2d(dim_z, shape.z_channels, 1)
+        self.decoder = Decoder(shape, out_channels)
 
     def features(self, x: Tensor) -> Tensor:
         """Return the features (B, dim_z, H / f, W / f) of images before they are quantized."""

@@ -147,7 +147,7 @@ def _padded(band: np.ndarray, columns: int) -> np.ndarray:
 def _titles(titles: Sequence[str], named_rows: bool) -> str:
     if not titles:
         return ""
-    cell = '<div style="flex:1 1 0;min-width:0;overflow-wrap:anywhere;text-align:center">'
+    cell = '<div class="cv-title" style="flex:1 1 0;min-width:0;overflow-wrap:break-word;text-align:center">'
     cells = "".join(f"{cell}{inline(title)}</div>" for title in titles)
     return (
         "<div></div>" * named_rows + f'<div style="display:flex;font-size:12px;line-height:1.2">{cells}</div>'

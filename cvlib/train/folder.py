@@ -19,7 +19,7 @@ from cvlib.train.configs import canonical, config_differences
 try:
     import fcntl
 except ImportError:  # Windows: two processes in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # asked before use
 
 __all__ = ["Interrupted", "StopSignals", "claim", "locked", "read_json", "tidy"]
 

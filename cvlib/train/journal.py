@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cvlib.errors import BookError
-from cvlib.files import _told_if_full, atomic_write
+from cvlib.files import atomic_write, told_if_full
 from cvlib.train.checkpoint import last_good
 from cvlib.train.runtime import Runtime
 
@@ -182,7 +182,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _append(path: Path, line: str) -> None:
     """Add a line to ``path`` and force it to the disk; when that fails the file is as it was."""
     data = line.encode()
-    with _told_if_full(path), path.open("ab", buffering=0) as file:
+    with told_if_full(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
             if file.write(data) != len(data):

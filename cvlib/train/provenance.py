@@ -13,7 +13,7 @@ import torch
 try:
     import resource
 except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # asked before use
 
 __all__ = ["command_line", "git_commit", "peak_mb"]
 

@@ -90,7 +90,7 @@ class Runtime:
         """
         module.to(self.device)
         if self.device.type == "cuda" and any(p.ndim == 4 for p in module.parameters()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it
         if self.compile and getattr(module, "_compiled_call_impl", None) is None:
             module.compile()
         self.broadcast(module)
@@ -196,7 +196,7 @@ def pays_bf16(device: torch.device) -> bool:
     try:
         able = torch.cpu.get_capabilities()
     except AttributeError:  # torch before 2.12
-        return bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined,unused-ignore]
+        return bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined,unused-ignore]  # private there
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 

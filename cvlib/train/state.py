@@ -102,7 +102,7 @@ class TrainingState:
         for name, extra in self.extras.items():
             _put(extra, parts["extras"][name])
         if parts["batches"] is not None:
-            self.batches.load_state_dict(parts["batches"])  # type: ignore[union-attr]
+            self.batches.load_state_dict(parts["batches"])  # type: ignore[union-attr]  # None for functions
         step = int(parts["step"])
         self.journal.load_state_dict(parts["journal"], step)
         self._earlier_peak, self.saved_step = float(parts["peak_mb"]), step
@@ -145,7 +145,7 @@ class TrainingState:
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "ema": {name: mean.state_dict() for name, mean in self.ema.items()},
             "extras": {name: _taken(extra) for name, extra in self.extras.items()},
-            "batches": None if stateless else self.batches.state_dict(),  # type: ignore[union-attr]
+            "batches": None if stateless else self.batches.state_dict(),  # type: ignore[union-attr]  # as above
             "journal": self.journal.state_dict(),
             "rng": generators,
             "peak_mb": self.peak_now(),

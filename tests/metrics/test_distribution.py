@@ -144,7 +144,7 @@ def test_names_say_the_network():
     class Net(torch.nn.Module):
         name = "vgg16-hed"
 
-    assert metric_name("LPIPS", Net()) == "LPIPS-VGG16HED"
+    assert metric_name("LPIPS", Net()) == "LPIPS-VGG16-HED"
     with pytest.raises(BookError, match="without a name"):
         metric_name("KID", torch.nn.Identity())
     assert float(Score(1.5, 2, 3)) == 1.5

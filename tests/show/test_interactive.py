@@ -42,6 +42,17 @@ def test_ids_follow_content(cube):
     assert first != name(explorer(cube, {**AXES, "seed": "wxyz"}, ALT))
 
 
+def test_it_opens_where_start_says(cube):
+    html = explorer(cube, AXES, ALT, start={"layer": 2, "seed": 3}, notes=list(map(str, range(24)))).html
+    assert re.findall(r'value="(\d+)"', html) == ["0", "1", "3"]
+    at = 0 * 12 + 1 * 4 + 3
+    columns = int(re.search(r'"columns":(\d+)', html)[1])
+    assert f"left:{-100 * (at % columns)}%;top:{-100 * (at // columns)}%" in html
+    assert f'aria-live="polite">{at}<' in html
+    with pytest.raises(BookError, match="'layer': 7"):
+        explorer(cube, AXES, ALT, start={"layer": 7})
+
+
 def test_text_cannot_leave_the_script(cube):
     html = explorer(cube[0, 0], {"x": ["</script><b>", "b", "c", "d"]}, ALT, notes=["</script>"] * 4).html
     assert html.count("</script>") == 1 and html.endswith("</script>")
