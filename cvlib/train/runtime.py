@@ -134,6 +134,10 @@ class Runtime:
         for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
+    def average(self, tensor: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes, without gradient."""
+        return tensor.detach() if self.world == 1 else reduce(tensor.detach().clone(), reduction="mean")
+
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Return the mean of each value over all processes."""
         if self.world == 1 or not values:
@@ -147,8 +151,14 @@ class Runtime:
         return int(self.gather(torch.tensor([value], device=self.device)).max())
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Return the rows of all processes' tensors one after the other (shapes equal), without gradient."""
-        return tensor.detach() if self.world == 1 else gather(tensor.detach().contiguous())
+        """Return the rows of all processes' tensors (B, ...), (world B, ...), without gradient.
+
+        They come in the order of the global batch, of which process r holds the rows r, r + world, ...
+        """
+        if self.world == 1:
+            return tensor.detach()
+        rows = gather(tensor.detach().contiguous())
+        return rows.unflatten(0, (self.world, -1)).transpose(0, 1).flatten(0, 1)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Return every process's small python value, in order of rank."""

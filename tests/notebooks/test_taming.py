@@ -71,8 +71,8 @@ class Counted(nn.Module):
         return self.module.features(x)
 
 
-def stage1(page, vqgan, critic, perceptual, disc_from, **options):
-    optimizers = {"vqgan": torch.optim.SGD(vqgan.parameters(), lr=0.1)}
+def stage1(page, vqgan, critic, perceptual, disc_from, lr=0.1, **options):
+    optimizers = {"vqgan": torch.optim.SGD(vqgan.parameters(), lr=lr)}
     if critic is not None:
         optimizers["critic"] = torch.optim.SGD(critic.parameters(), lr=0.1)
     runtime = Runtime(device="cpu", precision="fp32")
@@ -81,24 +81,59 @@ def stage1(page, vqgan, critic, perceptual, disc_from, **options):
 
 
 def test_one_step_equals_the_naive_objective(page, vqgan, x):
-    """One SGD step by our rule is one SGD step on rec + λ gan + vq with everything on one graph."""
+    """One SGD step by our rule is one SGD step on rec + voice λ gan + vq with everything on one graph."""
     perceptual = vgg_loss(pretrained=False)
     critic = PatchDiscriminator(ch=8, n_layers=2)
     naive = page.build_vqgan(image_size=16, downsampling=4, channels=32, n_codes=8, dim_z=4)
     naive.load_state_dict(vqgan.state_dict())
     naive_critic = PatchDiscriminator(ch=8, n_layers=2)
+    with torch.no_grad():  # a critic with something to say
+        critic.layers[-1].weight.mul_(30)
+        critic.layers[-1].weight.mul_((critic(x).mean() - critic(vqgan(x)[0]).mean()).sign())
     naive_critic.load_state_dict(critic.state_dict())
 
     stage1(page, vqgan, critic, perceptual, 0, revive_every=0)({"image": x}, 0)
 
     x_rec, quantized = naive(x)
     rec = (x - x_rec).abs().mean() + perceptual(x_rec, x).mean()
+    margin = naive_critic(x).mean() - naive_critic(x_rec).mean()
+    assert 0.05 < margin < 1, margin
+    seen = x_rec.detach()
+    d_loss = (F.relu(1 - naive_critic(x)).mean() + F.relu(1 + naive_critic(seen)).mean()) / 2
+    d_gradients = torch.autograd.grad(d_loss, list(naive_critic.parameters()))
+    with torch.no_grad():
+        for p, gradient in zip(naive_critic.parameters(), d_gradients, strict=True):
+            p.sub_(0.1 * gradient)
     gan = -naive_critic(x_rec).mean()
     norms = [torch.autograd.grad(part, naive.last_layer, retain_graph=True)[0].norm() for part in (rec, gan)]
-    loss = rec + 0.8 * (norms[0] / (norms[1] + 1e-4)).detach() * gan + quantized.loss
+    loss = rec + (0.8 * margin * norms[0] / (norms[1] + 1e-4)).detach() * gan + quantized.loss
     gradients = torch.autograd.grad(loss, list(naive.parameters()))
     for ours, before, gradient in zip(vqgan.parameters(), naive.parameters(), gradients, strict=True):
         torch.testing.assert_close(ours, before - 0.1 * gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign, voice", [(-1, 0.0), (1, 0.8)])
+def test_a_critic_that_is_wrong_has_no_voice_and_one_that_is_sure_has_all(page, vqgan, x, sign, voice):
+    class Sure(nn.Module):
+        """Right about every image (or wrong), by far."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, y):
+            return sign * self.scale * (5 - 10 * (y - x).abs().mean(dim=(1, 2, 3)).sign())
+
+    twin = page.build_vqgan(image_size=16, downsampling=4, channels=32, n_codes=8, dim_z=4)
+    twin.load_state_dict(vqgan.state_dict())
+    parts = stage1(page, vqgan, Sure(), None, 0)({"image": x}, 0)
+    assert float(parts["voice"]) == pytest.approx(voice) and sign * float(parts["margin"]) == pytest.approx(
+        10
+    )
+    if not voice:
+        stage1(page, twin, None, None, 0)({"image": x}, 0)
+        for ours, alone in zip(vqgan.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours, alone)
 
 
 def test_the_perceptual_net_is_run_and_differentiated_once_a_step(page, vqgan, x):
@@ -116,7 +151,7 @@ def test_no_work_and_no_change_for_the_critic_before_it_starts(page, vqgan, x):
 
 
 def test_l2_arm_descends_on_the_squared_error(page, vqgan, x):
-    step = stage1(page, vqgan, None, None, 0, pixel_loss="l2")
+    step = stage1(page, vqgan, None, None, 0, lr=0.01, pixel_loss="l2")
     losses = [float(step({"image": x}, t)["l2"]) for t in range(12)]
     torch.testing.assert_close(torch.tensor(losses[0]), losses_at_start(page, x), rtol=1e-4, atol=1e-6)
     assert losses[-1] < losses[0]
