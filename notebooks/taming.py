@@ -318,8 +318,14 @@ def channel_multipliers(downsampling: int) -> tuple[int, ...]:
     return tuple(min(2**level, 4) for level in range(levels))
 
 
-def build_vqgan(image_size: int, downsampling: int, channels: int, n_codes: int, dim_z: int) -> VQModel:
-    """Return the first stage: codes on the unit sphere, attention at the coarsest level only."""
+def build_vqgan(
+    image_size: int, downsampling: int, channels: int, n_codes: int, dim_z: int, group_width: int = 4
+) -> VQModel:
+    """Return the first stage: codes on the unit sphere, attention at the coarsest level only.
+
+    ``group_width`` is the least number of channels that are normalised together: 4, as in the paper at 128
+    channels; 1 gives the authors' 32 groups, which in a narrow network are single channels.
+    """
     return VQModel(
         ch=channels,
         ch_mult=channel_multipliers(downsampling),
@@ -329,7 +335,7 @@ def build_vqgan(image_size: int, downsampling: int, channels: int, n_codes: int,
         z_channels=4 * channels,
         n_codes=n_codes,
         dim_z=dim_z,
-        group_width=4,  # channels in a group of the normalisation, as in the paper at 128; see below
+        group_width=group_width,
         cosine=True,  # departure: the paper's Euclidean codes die faster in a short run
     )
 
