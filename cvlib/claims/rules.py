@@ -8,6 +8,8 @@ A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
     assets: [emoji, vgg16-hed]                 # ? what the runs need
     code: [cvlib/nn, notebooks/taming.py::fit_first_stage]   # ? a change of it makes runs stale
     seeds: [0, 1, 2, 3, 4]
+    withdrawn:                                 # ? runs that were deleted: nothing vanishes unsaid
+      - {commit: 7d65a08, runs: 15, outcome: C1 partly, why: a faulty network}
     arms:
       pixels: {description: L1 only, tuning: three learning rates, trials: 3, minutes: 4}   # minutes ?
       full: {description: L1 + perceptual + adversarial, tuning: the same, trials: 3}
@@ -39,11 +41,12 @@ import yaml
 from cvlib.claims.store import chapters, check, results_root
 from cvlib.errors import BookError
 
-__all__ = ["Arm", "Claim", "Comparison", "Rules", "load_rules"]
+__all__ = ["Arm", "Claim", "Comparison", "Rules", "Withdrawn", "load_rules"]
 
 _NUMBER = int | float
 _TOP = {"chapter": str, "paper": str, "data": str, "seeds": list, "arms": dict, "claims": list,
-        "assets?": list, "code?": list, "notes?": str}  # fmt: skip
+        "assets?": list, "code?": list, "notes?": str, "withdrawn?": list}  # fmt: skip
+_WITHDRAWN = {"commit": str, "runs": int, "outcome": str, "why": str}
 _ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
 _CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
           "must_show?": bool, "seeds?": list, "needs?": str}  # fmt: skip
@@ -106,6 +109,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Withdrawn:
+    """Recorded runs that were deleted: the commit that last held them, how many, what they said, and why."""
+
+    commit: str
+    runs: int
+    outcome: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Rules:
     """All claims of a chapter with their arms; see :func:`load_rules`."""
 
@@ -117,6 +130,7 @@ class Rules:
     claims: tuple[Claim, ...]
     assets: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+    withdrawn: tuple[Withdrawn, ...] = ()
 
     def claim(self, name: str) -> Claim:
         """Return the claim with this id; BookError if there is none."""
@@ -159,7 +173,10 @@ def parse_rules(data: Any, path: Path) -> Rules:
     claims = tuple(_claim(claim, i, arms, seeds, where) for i, claim in enumerate(data["claims"]))
     _whole(arms, claims, where)
     lists = {key: tuple(map(str, data.get(key, ()))) for key in ("assets", "code")}
-    return Rules(path.stem, data["paper"], data["data"], seeds, arms, claims, **lists)
+    for i, entry in enumerate(data.get("withdrawn", ())):
+        check(entry, _WITHDRAWN, f"{where}: withdrawn[{i}]")
+    withdrawn = tuple(Withdrawn(**entry) for entry in data.get("withdrawn", ()))
+    return Rules(path.stem, data["paper"], data["data"], seeds, arms, claims, **lists, withdrawn=withdrawn)
 
 
 def _whole(arms: dict[str, Arm], claims: tuple[Claim, ...], where: str) -> None:

@@ -140,7 +140,8 @@ def rules_precede_runs(chapter: str) -> list[str]:
     """Return what is wrong with the order of rules and runs in the history; an empty list is right.
 
     The rules must be committed in an earlier commit than the first run, and what decides (the comparisons
-    and seeds of each claim) must since have stayed as it was then.
+    and seeds of each claim) must since have stayed as it was then. Where all runs were deleted, a new
+    edition may begin with other rules, if the rules list the commit that last held the old runs.
     """
     root, repo = results_root().resolve(), repository()
     rules = (root / "rules" / f"{chapter}.yaml").relative_to(repo).as_posix()
@@ -148,7 +149,12 @@ def rules_precede_runs(chapter: str) -> list[str]:
     born = _git("log", "--diff-filter=A", "--format=%H", "--", rules).splitlines()[-1:]
     if not born:
         return [f"{rules} is not committed"]
-    first = _git("log", "--reverse", "--topo-order", "--format=%H", "--", folder).splitlines()[:1]
+    history = _git("log", "--reverse", "--topo-order", "--format=%H", "--", folder).splitlines()
+    emptied = [i for i, commit in enumerate(history) if not _git("ls-tree", commit, "--", folder)]
+    told = [entry.commit for entry in load_rules(chapter).withdrawn]
+    if unsaid := [history[i - 1] for i in emptied if not any(history[i - 1].startswith(c) for c in told)]:
+        return [f"{rules}: withdrawn does not name {unsaid[0][:8]}, whose runs were deleted"]
+    first = history[emptied[-1] + 1 if emptied else 0 :][:1]
     if not first:
         return []
     if first == born or not _git("merge-base", born[0], first[0]).startswith(born[0]):

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import os
 import platform
+import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -124,9 +125,12 @@ def begin(chapter: str, namespace: MutableMapping[str, Any]) -> Page:
 
     Call it in the cell after ``parameters`` as ``page = begin("taming", globals())``. An unknown name or a
     wrong type stops the run (papermill alone would only log it). An int is welcome where a float is wanted.
+    Under a launcher only the first process prints.
 
     Raises: BookError naming the value seen and the values or type wanted.
     """
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first speaks for all; errors pass
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
     known, given = _cells(namespace)
     check_parameters(given, known, chapter)
     values = {name: namespace.get(name, default) for name, default in known.items()}

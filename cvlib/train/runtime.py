@@ -35,7 +35,8 @@ class Runtime:
     """
 
     def __init__(self, device: str = "auto", precision: str = "auto", compile: bool = False) -> None:
-        self._processes = PartialState(cpu=device == "cpu")
+        # without a word about the CPU accelerate finds one process where no card is, however many there are
+        self._processes = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
         self.device = _pick_device(device, self._processes)
         self.precision = _pick_precision(precision, self.device)
         self.compile = compile

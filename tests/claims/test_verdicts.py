@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -137,6 +138,31 @@ def test_runs_committed_first_are_found_out(commit, fill, repo, rules, write):
     fill(seeds=range(2, 5))  # later runs do not make up for the first
     commit()
     assert "not before the first run" in rules_precede_runs("demo")[0]
+
+
+def test_a_new_edition_may_have_other_rules_if_it_names_the_old_one(write, rules, commit, fill, repo):
+    write(rules)
+    commit()
+    fill()
+    commit()
+    git = ["git", "-C", str(repo), "rev-parse", "HEAD"]
+    old = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    for path in (repo / "book" / "results" / "runs" / "demo").glob("*.json"):
+        path.unlink()
+    rules["claims"][0]["comparisons"][1]["margin"] = 0
+    write(rules)
+    commit()
+    assert f"withdrawn does not name {old[:8]}" in rules_precede_runs("demo")[0]
+    rules["withdrawn"] = [{"commit": old[:8], "runs": 10, "outcome": "C1 partly", "why": "a faulty network"}]
+    write(rules)
+    commit()
+    assert rules_precede_runs("demo") == []
+    fill()
+    commit()
+    assert rules_precede_runs("demo") == [] and load_rules("demo").withdrawn[0].runs == 10
+    rules["claims"][0]["comparisons"][1]["margin"] = 1  # bent after the second edition's runs
+    write(rules)
+    assert "decides otherwise" in rules_precede_runs("demo")[0]
 
 
 def test_a_rule_bent_after_the_runs_is_found_out(write, rules, commit, fill):

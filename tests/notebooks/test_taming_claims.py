@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,21 @@ def test_arms_are_those_of_the_rules(page):
     rules = load_rules("taming")
     assert set(page.ARMS) == set(rules.arms)
     judged = {"LPIPS-VGG16-HED", "KID-VGG16-HED", "PSNR"}
-    assert set(rules.measures("vqgan")) == judged
+    assert set(rules.measures("l2")) == judged and set(rules.measures("vqgan")) == judged | {"L1"}
 
 
 def test_arms_differ_in_the_loss_alone(page):
-    assert page.ARMS["vqgan"].is_perceptual and page.ARMS["vqgan"].is_adversarial
-    for name in ("l2", "l2-twice"):
+    vqgan, perceptual = page.ARMS["vqgan"], page.ARMS["perceptual"]
+    assert vqgan.is_perceptual and vqgan.is_adversarial and vqgan.stretch == 1
+    assert perceptual.is_perceptual and not perceptual.is_adversarial and perceptual.stretch == 1
+    for name in ("l2", "l2-equal-time"):
         arm = page.ARMS[name]
         assert arm.pixel_loss == "l2" and not arm.is_perceptual and not arm.is_adversarial
-    assert page.ARMS["l2"].learning_rate == page.ARMS["l2-twice"].learning_rate
+    assert page.ARMS["l2"].learning_rate == page.ARMS["l2-equal-time"].learning_rate
+    narrow = page.ARMS["vqgan-32groups"]
+    assert narrow.group_width == 1 and replace(narrow, group_width=4, learning_rate=0) == replace(
+        vqgan, learning_rate=0
+    )
 
 
 def test_recorded_runs_took_the_steps_of_their_arm(page):
@@ -67,7 +74,16 @@ def test_recorded_runs_took_the_steps_of_their_arm(page):
     if not recorded:
         pytest.skip("no recorded runs yet")
     steps = {arm: {r["config"]["steps"] for r in recorded if r["arm"] == arm} for arm in page.ARMS}
-    assert steps["l2-twice"] == {2 * n for n in steps["l2"]} and steps["vqgan"] == steps["l2"]
+    (n,) = steps["l2"]
+    assert steps == {name: {round(arm.stretch * n)} for name, arm in page.ARMS.items()}
+
+
+def test_the_second_control_took_as_long_by_the_clock(page):
+    seconds = {arm: sorted(r["seconds"] for r in runs("taming") if r["arm"] == arm) for arm in page.ARMS}
+    if not all(seconds.values()):
+        pytest.skip("no recorded runs yet")
+    median = {arm: values[len(values) // 2] for arm, values in seconds.items()}
+    assert 0.8 < median["l2-equal-time"] / median["vqgan"] < 1.25, median
 
 
 def test_judge_orders_copies_by_their_noise(page, story, runtime):
