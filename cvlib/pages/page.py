@@ -130,7 +130,7 @@ def begin(chapter: str, namespace: MutableMapping[str, Any]) -> Page:
     Raises: BookError naming the value seen and the values or type wanted.
     """
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first speaks for all; errors pass
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # open for the rest of the process
     known, given = _cells(namespace)
     check_parameters(given, known, chapter)
     values = {name: namespace.get(name, default) for name, default in known.items()}
