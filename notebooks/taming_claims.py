@@ -105,8 +105,8 @@ class Arm:
 
 
 ARMS = {
-    "l2": Arm("l2", False, False, learning_rate=2e-3),
-    "l2-equal-time": Arm("l2", False, False, learning_rate=2e-3, stretch=2.5),
+    "l2": Arm("l2", False, False, learning_rate=5e-4),
+    "l2-equal-time": Arm("l2", False, False, learning_rate=5e-4, stretch=2.4),
     "perceptual": Arm("l1", True, False, learning_rate=2e-3),
     "vqgan": Arm("l1", True, True, learning_rate=2e-3),
     "vqgan-32groups": Arm("l1", True, True, learning_rate=2e-3, group_width=1),
