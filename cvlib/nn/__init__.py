@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cvlib.nn.autoencoder import Architecture, Decoder, Encoder
+from cvlib.nn.autoencoder import Architecture, Decoder, Encoder, GroupNorm
 from cvlib.nn.discriminator import (
     PatchDiscriminator,
     hinge_d_loss,
@@ -24,6 +24,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Frozen",
+    "GroupNorm",
     "KVCache",
     "PatchDiscriminator",
     "PerceptualDistance",
