@@ -115,6 +115,7 @@ share = {"rank": runtime.rank, "world": runtime.world}  # of every batch, where 
 grid_size = image_size // downsampling
 n_tokens = grid_size**2
 warmup = max(1, steps // 20)
+n_checks = 8 if steps >= 1000 else 4  # looks at the validation split in a stage
 is_trained = steps >= 400  # checks of quality ask for at least the quick scale
 print(runtime.describe())
 print(f"{image_size} px as {grid_size} x {grid_size} tokens out of {n_codes}; {steps} steps for each stage")
@@ -634,7 +635,7 @@ stage1 = fit(
     runtime=runtime,
     schedules={"vqgan": warmup_linear(warmup, steps)},  # the critic starts late and needs its full rate
     evaluate=lambda done: reconstruction_scores(vqgan, check_images, runtime),
-    eval_every=max(1, steps // 8),
+    eval_every=max(1, steps // n_checks),
 )
 
 # %%
@@ -937,7 +938,7 @@ stage2 = fit(
         .mean()
         .item()
     },
-    eval_every=max(1, steps // 8),
+    eval_every=max(1, steps // n_checks),
     best="nll",
 )
 _ = load_weights(stage2.folder, {"gpt": gpt}, which="best")  # early stopping, as the paper does for faces
