@@ -21,7 +21,7 @@ __all__ = ["Retrieval", "neighbours", "retrieval_scores"]
 
 Metric = Literal["cosine", "euclidean"]
 OwnSet = Literal["keep", "distractors", "leave out"]
-_CHUNK_ELEMENTS = 2**24  # similarities held at once: 64 MB, whatever the gallery
+_CHUNK_ELEMENTS = 2**22  # similarities held at once: 16 MB, whatever the gallery
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def retrieval_scores(
     AP = (1/n) Σ_{j <= J} (hits among the first j) / j at each hit j, with (J, n) = (R, R), (n_c, n_c) and
     (1000, n_c); the last two divide by n_c although only R = n_c - 1 can be found. Equal similarities are
     ordered by a fixed shuffle of the gallery, so a collapsed embedding scores chance, whatever the order of
-    the rows. Similarities are computed in float32 (float64 for float64 embeddings), 64 MB at a time;
+    the rows. Similarities are computed in float32 (float64 for float64 embeddings), 16 MB at a time;
     ``map_1000=False`` saves most of the sorting in large galleries.
 
     Raises: BookError for NaN, rows of length 0 (cosine), labels or sets of another length, no query, an empty
