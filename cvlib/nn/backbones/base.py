@@ -115,7 +115,7 @@ class Classifier(Backbone):
     fc: nn.Linear
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return class scores (B, n_classes) of images (B, 3, H, W) in [-1, 1]: ``fc`` of the mean feature."""
+        """Return class scores (B, n_classes) of images (B, 3, H, W) in [-1, 1]: ``fc`` of the mean map."""
         scores: Tensor = self.fc(self.forward(images).mean((2, 3)))
         return scores
 
