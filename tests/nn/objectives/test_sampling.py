@@ -46,8 +46,10 @@ def test_density_is_that_of_random_points_on_the_sphere():
 @pytest.mark.parametrize("upper", [1.4, None])
 def test_negatives_follow_the_weights(upper, batch):
     e, labels = batch((4, 2, 6), dim=5, spread=2.0)
-    drawn = distance_weighted_triplets(e, labels, upper=upper, per_anchor=N)
-    r = torch.cdist(*[F.normalize(e.detach())] * 2).clamp(min=0.5)
+    drawn = distance_weighted_triplets(e, labels, 1.1, upper, per_anchor=N)
+    r = torch.cdist(*[F.normalize(e.detach())] * 2)
+    assert (r[labels[:, None] != labels] < 1.1).any()
+    r = r.clamp(min=1.1)
     n = 5
     weights = r ** (2 - n) * (1 - r**2 / 4) ** ((3 - n) / 2)  # plain numbers, where they do not overflow
     if upper is not None:
