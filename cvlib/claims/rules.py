@@ -20,6 +20,7 @@ A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
         measurement: LPIPS-VGG16-HED and PSNR over all test images
         rule: Both comparisons hold over 5 paired seeds.
         must_show: true                        # ? one or two claims of the file
+        ours: true                             # ? a question of this book's, not a claim of the paper's
         seeds: [0, 1, 2]                       # ? instead of the file's
         needs: ImageNet                        # ? instead of comparisons, where nothing here can test it
         comparisons:
@@ -49,7 +50,7 @@ _TOP = {"chapter": str, "paper": str, "data": str, "seeds": list, "arms": dict, 
 _WITHDRAWN = {"commit": str, "runs": int, "outcome": str, "why": str}
 _ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
 _CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
-          "must_show?": bool, "seeds?": list, "needs?": str}  # fmt: skip
+          "must_show?": bool, "ours?": bool, "seeds?": list, "needs?": str}  # fmt: skip
 _COMPARISON = {"measure": str, "comparison": str, "arm": str, "against": str | int | float, "unit": str,
                "margin?": _NUMBER}  # fmt: skip
 
@@ -101,6 +102,7 @@ class Claim:
     seeds: tuple[int, ...]
     must_show: bool = False
     needs: str = ""
+    ours: bool = False
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -61,19 +61,27 @@ def _finding(entry: dict[str, Any]) -> str:
 
 
 def scoreboard() -> Output:
-    """Show one row per chapter: how many claims came out how, and the two that must show."""
+    """Show one row per chapter: how many of the paper's claims came out how, and those that must show.
+
+    Ablations of our own are counted apart: those whose every comparison holds, out of all.
+    """
     rows: list[list[Any]] = []
     for chapter in chapters():
         rules = load_rules(chapter)
         known = (results_root() / f"{chapter}.json").is_file()
-        claims = load_results(chapter)["claims"] if known else []
+        ours = {claim.id for claim in rules.claims if claim.ours}
+        decided = load_results(chapter)["claims"] if known else []
+        claims = [claim for claim in decided if claim["id"] not in ours]
+        holding = sum(claim["verdict"] == "reproduced" for claim in decided if claim["id"] in ours)
+        n_claims = len(rules.claims) - len(ours)
         counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
         if not known:
-            counts[-1] = len(rules.claims)
+            counts[-1] = n_claims
         stars = [f"{claim['id']} {claim['verdict']}" for claim in claims if claim["must_show"]]
         hours = sum(run["seconds"] for run in runs(chapter)) / 3600
-        rows.append([f"`{chapter}`", rules.paper, len(rules.claims), *counts, "; ".join(stars), hours])
-    head = ["chapter", "paper", "claims", *VERDICTS, "must show", "hours of runs"]
+        ablations = f"{holding} of {len(ours)} hold" if ours else None
+        rows.append([f"`{chapter}`", rules.paper, n_claims, *counts, "; ".join(stars), ablations, hours])
+    head = ["chapter", "paper", "claims", *VERDICTS, "must show", "our ablations", "hours of runs"]
     return table(rows, head, caption="Scoreboard: the papers' claims on this book's data.", digits=2)
 
 

@@ -50,11 +50,20 @@ def test_scoreboard_has_a_row_per_chapter(fill, rules, write):
     fill()
     write({**rules, "chapter": "later"}, "later")
     before = scoreboard().text.splitlines()
-    assert before[2].split()[-6:] == ["2", "0", "0", "0", "2", "0.17"]  # not aggregated: nothing tested
+    assert before[2].split()[-7:] == ["2", "0", "0", "0", "2", "–", "0.17"]  # not aggregated: nothing tested
     aggregate("demo")
     demo, later = scoreboard().text.splitlines()[2:4]
     assert "`demo`" in demo and "C1 reproduced" in demo and demo.split()[-1] == "0.17"
-    assert later.split()[-6:-1] == ["2", "0", "0", "0", "2"] and later.split()[0] == "`later`"
+    assert later.split()[-7:-1] == ["2", "0", "0", "0", "2", "–"] and later.split()[0] == "`later`"
+
+
+def test_ablations_of_our_own_are_no_claims_of_the_paper(fill, rules, write):
+    rules["claims"].append({**rules["claims"][0], "id": "A1", "ours": True, "must_show": False})
+    write(rules)
+    fill()
+    aggregate("demo")
+    demo = scoreboard().text.splitlines()[2]
+    assert demo.split()[5:10] == ["2", "1", "0", "0", "1"] and "1 of 1 hold" in demo
 
 
 def test_plot_states_the_finding(fill):
