@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -37,6 +38,8 @@ class Runtime:
     def __init__(self, device: str = "auto", precision: str = "auto", compile: bool = False) -> None:
         # without a word about the CPU accelerate finds one process where no card is, however many there are
         self._processes = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        if self._processes.num_processes > 1:
+            atexit.register(_part)
         self.device = _pick_device(device, self._processes)
         self.precision = _pick_precision(precision, self.device)
         self.compile = compile
@@ -209,6 +212,12 @@ def pays_bf16(device: torch.device) -> bool:
     except AttributeError:  # torch before 2.12
         return bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[attr-defined,unused-ignore]  # private there
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def _part() -> None:
+    """Leave the other processes: threads of a group that still stands may abort the interpreter at its end."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _pick_device(device: str, processes: PartialState) -> torch.device:

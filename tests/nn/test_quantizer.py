@@ -224,6 +224,7 @@ assert dead.tolist() == [3, 4, 5, 6, 7] and torch.equal(vq.codebook[:3], before[
 books = [torch.empty(8, 2) for _ in range(2)]
 dist.all_gather(books, vq.codebook.detach())
 assert torch.equal(books[0], books[1]) and not torch.equal(books[0][3:], before[3:])
+dist.destroy_process_group()  # or its threads may abort the interpreter on its way out
 """
 
 
