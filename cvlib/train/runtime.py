@@ -215,7 +215,7 @@ def pays_bf16(device: torch.device) -> bool:
 
 
 def _part() -> None:
-    """Leave the other processes: threads of a group that still stands may abort the interpreter at its end."""
+    """Leave the other processes: threads of a standing group may abort the interpreter at its end."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
