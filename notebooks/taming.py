@@ -34,7 +34,7 @@
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/taming.ipynb out.ipynb` | under 3 minutes on 2 CPU cores |
-# | report | `papermill notebooks/taming.ipynb out.ipynb -f notebooks/params/taming.report.yaml` | about an hour and a half of one CPU core, minutes on a GPU |
+# | report | `papermill notebooks/taming.ipynb out.ipynb -f notebooks/params/taming.report.yaml` | about an hour and a quarter of one CPU core, minutes on a GPU |
 # | yours | `papermill notebooks/taming.ipynb out.ipynb -p steps 100000 -p data image_folder -p data_root DIR` | a GPU |
 #
 # Reading time: 25 minutes.

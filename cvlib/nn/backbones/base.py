@@ -56,7 +56,7 @@ class Backbone(nn.Module):
     @property
     def stages(self) -> Sequence[nn.Module]:
         """The network in order, stage after stage, without preprocessing, pooling and classifier."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each network lists its own
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Return images (B, 3, H, W), given in [-1, 1], with the colours that the weights were trained on.

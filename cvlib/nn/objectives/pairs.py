@@ -103,7 +103,7 @@ class Objective(nn.Module):
 
     def loss(self, e: Tensor, labels: Tensor, **options: Any) -> Tensor:
         """Return the scalar loss of unit vectors ``e`` (B, d)."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each objective defines its own
 
     def own_lr(self, lr: float) -> float:
         """Return the learning rate that suits the learned parts when the network has ``lr``."""
