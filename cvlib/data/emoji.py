@@ -26,6 +26,7 @@ __all__ = ["SETS", "EmojiDataset", "Factors", "compose", "load", "sample_factors
 
 _FORMAT = 1  # raise when the drawing changes, so that old caches are not read
 _NAMES = Path(__file__).with_name("emoji_names.txt")
+_SPLITS = {"book": "emoji_splits.txt", "retrieval": "emoji_retrieval.txt"}
 _FACTORS = ("none", "background", "full")
 
 
@@ -43,11 +44,18 @@ def margins(image_size: int) -> tuple[int, int]:
     return image_size - 2 * inset, pad + inset
 
 
-@lru_cache(maxsize=1)
-def splits() -> dict[str, str]:
-    """Return the committed split of every concept: concept -> "train", "validation" or "test"."""
+@lru_cache(maxsize=2)
+def splits(name: str = "book") -> dict[str, str]:
+    """Return the committed split of every concept: concept -> "train", "validation" or "test".
+
+    ``name``: "book", which every chapter keeps to, or "retrieval", which divides the concepts of at least
+    four sets further, so that more of them are left for the test (`cvlib.data.emoji_retrieval`).
+    Raises: BookError for another name.
+    """
+    if name not in _SPLITS:
+        raise BookError(f"splits {name!r}", f"one of {', '.join(_SPLITS)}")
     found, split = {}, ""
-    for line in Path(__file__).with_name("emoji_splits.txt").read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name(_SPLITS[name]).read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             continue
         if line.startswith("["):
@@ -136,13 +144,15 @@ def load(
     min_sets: int = 1,
     tones: bool = False,
     flip: bool = False,
+    splits: str = "book",
 ) -> EmojiDataset:
     """Return the emoji of a split (``train``, ``validation``, ``test``, or ``all``), split by concept.
 
     ``sets``: which hands; ``factors``: "none" lays every drawing on ``background`` (augmentation shifts it by
     at most 1/16), "background" on a random colour, "full" also draws hue, scale, shift and rotation;
     ``min_sets`` keeps concepts drawn in at least that many of ``sets``; ``tones`` adds skin-tone variants;
-    ``flip`` mirrors at random, off because letters, arrows, flags and clocks change their meaning.
+    ``flip`` mirrors at random, off because letters, arrows, flags and clocks change their meaning;
+    ``splits``: "book", or "retrieval", which has only the concepts that it lists.
     Labels: set, group, concept, tone, gender. Raises: BookError for an option outside its values.
     """
     if factors not in _FACTORS:
@@ -150,11 +160,11 @@ def load(
     sets = tuple(name for name in SETS if name in sets) if set(sets) <= set(SETS) else tuple(sets)
     pixels, meta = open_pixels(sets, tones, image_size)
     count = Counter({c: len(set(s)) for c, s in _sets_of(meta).items()})
-    of = splits()
+    of = _splits(splits)
     rows = [
         row
         for row, concept in enumerate(meta["concept"])
-        if (split == "all" or of[concept] == split) and count[concept] >= min_sets
+        if concept in of and (split == "all" or of[concept] == split) and count[concept] >= min_sets
     ]
     if not rows:
         raise BookError(f"no emoji in {', '.join(sets)} with min_sets={min_sets}", "at least one concept")
@@ -167,6 +177,7 @@ def load(
     place = {field: {value: k for k, value in enumerate(values)} for field, values in names.items()}
     labels = {f: torch.tensor([place[f][meta[f][row]] for row in rows]) for f in names}
     options = {"factors": factors, "background": list(background), "min_sets": min_sets, "tones": tones}
+    options |= {} if splits == "book" else {"splits": splits}
     drawn = [[meta[field][row] for field in ("set", "icon", "concept", "group")] for row in rows]
     content = {"key": meta["key"], "drawings": digest(drawn), **options}
     data = EmojiDataset(
@@ -182,6 +193,9 @@ def load(
     )
     data.factors, data.background = factors, background
     return data
+
+
+_splits = splits  # the option of `load` has the same name
 
 
 def _sets_of(meta: dict[str, Any]) -> dict[str, list[str]]:

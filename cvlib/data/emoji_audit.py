@@ -109,24 +109,32 @@ def families(concepts: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[
     return list(groups.values())
 
 
-def make_splits(group_of: dict[str, str], pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return split -> concepts: whole families, near 80/10/10 within every Unicode group.
+def make_splits(
+    group_of: dict[str, str],
+    pairs: Iterable[tuple[str, str]],
+    shares: dict[str, float] = SHARES,
+    kept: dict[str, str] | None = None,
+) -> dict[str, list[str]]:
+    """Return split -> concepts: whole families, near ``shares`` within every Unicode group.
 
     Large families first, then in the order of a hash of their first name; each goes where its group has
-    the largest relative deficit. ``group_of``: concept -> Unicode group.
+    the largest relative deficit. ``group_of``: concept -> Unicode group; ``kept``: concepts that stay where
+    they are.
     """
+    kept = kept or {}
 
     def order(family: list[str]) -> tuple[int, str]:
         return -len(family), hashlib.sha256(family[0].encode()).hexdigest()
 
     total, have = Counter(group_of.values()), Counter[tuple[str, str]]()
-    result: dict[str, list[str]] = {split: [] for split in SHARES}
-    for family in sorted(families(list(group_of), pairs), key=order):
+    result: dict[str, list[str]] = {split: [] for split in shares}
+    # families whose split stays come first, so that the others see what is already taken
+    for family in sorted(families(list(group_of), pairs), key=lambda f: (f[0] not in kept, order(f))):
         group = Counter(group_of[concept] for concept in family).most_common(1)[0][0]
-        deficit = {s: share * total[group] - have[group, s] for s, share in SHARES.items()}
+        deficit = {s: share * total[group] - have[group, s] for s, share in shares.items()}
         # a family that is larger than what a small split still lacks would crowd it: train takes it
-        fits = [s for s in SHARES if deficit[s] >= len(family)] or ["train"]
-        split = max(fits, key=lambda s: deficit[s] / SHARES[s])
+        fits = [s for s in shares if deficit[s] >= len(family)] or ["train"]
+        split = kept.get(family[0]) or max(fits, key=lambda s: deficit[s] / shares[s])
         result[split] += family
         have[group, split] += len(family)
     return {split: sorted(concepts) for split, concepts in result.items()}

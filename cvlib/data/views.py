@@ -1,0 +1,166 @@
+"""Inputs for fine-tuning: augmented pictures, or what the frozen first stages of a network make of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvlib.assets import cache_root
+from cvlib.data.base import Dataset, derived_generator
+from cvlib.data.store import digest, open_store
+from cvlib.errors import BookError
+from cvlib.nn.backbones import Backbone
+
+__all__ = ["PictureViews", "StageViews", "Views"]
+
+_ROWS = 256  # pictures that pass the frozen stages together
+_FORMAT = 1  # raise when what is cached changes
+
+
+class Views(Protocol):
+    """Items with labels, of which augmented views can be taken; ``stage`` says where the network goes on."""
+
+    labels: Tensor  #: int64 (N,), classes from 0 on
+    stage: int  #: the inputs are what goes into this stage of the network
+    hash: str  #: of content and options, for run configurations
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor, generator: torch.Generator, n: int = 1) -> list[Tensor]:
+        """Return ``n`` independent views of the items ``index`` (B,), float tensors (B, ...)."""
+
+    def fixed(self, index: Tensor) -> Tensor:
+        """Return the view (B, ...) of each item that evaluation looks at, always the same."""
+
+
+class PictureViews:
+    """The pictures themselves, augmented as their data set does; options as in :class:`StageViews`."""
+
+    stage = 0
+
+    def __init__(self, data: Dataset, label: str = "class", *, is_random_at_test: bool = False) -> None:
+        self.data, self.labels = data, _classes(data, label)
+        self.hash, self._draws = data.hash, None
+        if is_random_at_test:
+            self._draws = data.draw(torch.arange(len(data)), derived_generator(0, "view", 0), True)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, index: Tensor, generator: torch.Generator, n: int = 1) -> list[Tensor]:
+        return [self.data.images(index, generator=generator, augment=True) for _ in range(n)]
+
+    def fixed(self, index: Tensor) -> Tensor:
+        if self._draws is None:
+            return self.data.images(index)
+        d, rows = self._draws, index.numpy()
+        factors = None if d.factors is None else d.factors[rows]
+        draws = type(d)(d.top[rows], d.left[rows], d.flip[rows], factors)
+        return self.data.render(index, draws)["image"]
+
+
+class StageViews:
+    """``n_views`` augmented views of every picture after the first ``stage`` stages of a frozen network.
+
+    Fine-tuning only the last stages then costs no more than these: the views are computed once, kept as
+    float16 in the cache (n_views x N x h x w x C) and memory-mapped. View 0 is the one evaluation looks at:
+    with ``is_random_at_test`` augmented like the others (drawn once, from seed 0), else the plain picture.
+    Training takes it too. The network is left in evaluation mode on ``device``.
+
+    Raises: BookError for fewer than one view or a data set without the label.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        net: Backbone,
+        stage: int,
+        n_views: int,
+        label: str = "class",
+        *,
+        is_random_at_test: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if n_views < 1:
+            raise BookError(f"{n_views} views", "at least 1")
+        self.labels, self.stage, self.n_views = _classes(data, label), stage, n_views
+        key = {"data": data.hash, "net": net.name, "stage": stage, "views": n_views, "format": _FORMAT}
+        key |= {"weights": _weights_hash(net, stage), "random": is_random_at_test}
+        self.hash = digest(key, 16)
+        folder = cache_root() / "views" / f"{data.name}-{data.split}-{data.image_size}-{digest(key, 12)}"
+
+        def build(aside: Path) -> dict[str, Any]:
+            return {
+                **key,
+                "shape": _write(aside / "pixels.u8", data, net, stage, n_views, is_random_at_test, device),
+            }
+
+        stored, meta = open_store(folder, build)
+        n, h, w, c = meta["shape"]
+        self._views = stored.view(np.float16).reshape(n_views, n, h, w, c)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _at(self, view: Tensor, index: Tensor) -> Tensor:
+        found = torch.from_numpy(self._views[view.numpy(), index.numpy()])
+        return found.float().permute(0, 3, 1, 2)  # (B, C, h, w), channels last in memory
+
+    def take(self, index: Tensor, generator: torch.Generator, n: int = 1) -> list[Tensor]:
+        views = [torch.randint(self.n_views, (len(index),), generator=generator) for _ in range(n)]
+        return [self._at(view, index) for view in views]
+
+    def fixed(self, index: Tensor) -> Tensor:
+        return self._at(torch.zeros(len(index), dtype=torch.long), index)
+
+
+def _classes(data: Dataset, label: str) -> Tensor:
+    if label not in data.labels:
+        raise BookError(f"no label {label!r} in {data.name}", f"one of {', '.join(data.labels) or 'none'}")
+    return data.labels[label]
+
+
+def _weights_hash(net: Backbone, stage: int) -> str:
+    total = hashlib.sha256()
+    for part in net.stages[:stage]:
+        for tensor in part.state_dict().values():
+            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:12]
+
+
+@torch.no_grad()
+def _write(
+    path: Path,
+    data: Dataset,
+    net: Backbone,
+    stage: int,
+    n_views: int,
+    is_random: bool,
+    device: torch.device | str,
+) -> list[int]:
+    """Write all views of all pictures to ``path``; return the shape of one, [N, h, w, C]."""
+    net = net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # the stubs lack it
+    everything, shape, said = torch.arange(len(data)), [len(data)], time.monotonic()
+    with path.open("wb") as file:
+        for view in range(n_views):
+            draws = data.draw(everything, derived_generator(0, "view", view), view > 0 or is_random)
+            for first in range(0, len(data), _ROWS):
+                rows = slice(first, first + _ROWS)
+                images = data.render(everything[rows], draws[rows])["image"].to(device)
+                with torch.autocast(images.device.type, torch.bfloat16):
+                    found = net.run(images.contiguous(memory_format=torch.channels_last), stop=stage)
+                cached = found.to(torch.float16).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                file.write(cached.tobytes())
+                if time.monotonic() - said > 15:
+                    done = view * len(data) + min(first + _ROWS, len(data))
+                    print(
+                        f"views of {data.name}/{data.split}: {done:,} of {n_views * len(data):,}", flush=True
+                    )
+                    said = time.monotonic()
+    return [*shape, *cached.shape[1:]]
