@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cvlib.data.base import derived_generator
 from cvlib.data.views import Views

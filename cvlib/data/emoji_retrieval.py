@@ -131,8 +131,8 @@ def make_hands() -> str:
     """Return the text of ``emoji_hands.txt``: how much any two sets share, by hash and by features."""
     outlines, features = _near_duplicates("sets"), alike_by_features()
     lines = [
-        "# Made by cvlib/data/emoji_retrieval.py: which sets are one hand. Two sets; the share of their common",
-        f"# concepts with nearly the same outline; that with alike features (cosine at least {ALIKE}); with",
+        "# Made by cvlib/data/emoji_retrieval.py: which sets are one hand. Two sets; the share of their",
+        f"# common concepts with nearly the same outline; that with alike features (cosine at least {ALIKE}); with",
         f"# {SAME_HAND} in either they are one hand.",
     ]
     for a, b, n, k in outlines:
