@@ -124,15 +124,20 @@ def neighbours(
     *,
     queries: Tensor | None = None,
     gallery: Tensor | None = None,
+    labels: Tensor | None = None,
     sets: Tensor | None = None,
+    own_set: OwnSet | None = None,
     metric: Metric = "cosine",
 ) -> Tensor:
     """Return the rows (Q, k) int64 of the k nearest gallery items of each query, nearest first; -1: no more.
 
-    Arguments and errors as in :func:`retrieval_scores`; with ``sets`` the query's own set is left out.
+    Arguments and errors as in :func:`retrieval_scores`; with ``sets`` the query's own set is left out, unless
+    ``own_set`` says otherwise. Only "distractors" needs ``labels``.
     """
-    own_set: OwnSet = "keep" if sets is None else "leave out"
-    search = _Search(embeddings, None, queries, gallery, sets, own_set, metric)
+    own_set = own_set or ("keep" if sets is None else "leave out")
+    if own_set == "distractors" and labels is None:
+        raise BookError("own_set='distractors' without labels", "labels (N,): who is right is left out")
+    search = _Search(embeddings, labels, queries, gallery, sets, own_set, metric)
     if not 1 <= k <= search.candidates():
         raise BookError(f"k = {k}", f"1 to {search.candidates()}, the gallery of a query")
     return torch.cat([found.cpu() for _, found in search.run(k)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from cvlib.show.figures import grid, picture, show, to_uint8
 from cvlib.show.interactive import animation, explorer
 from cvlib.show.output import LIMIT, Output
+from cvlib.show.searching import search
 from cvlib.show.style import COLOURS, EMOJI_SETS, LINES, MARKERS, STYLE, WIDTHS, figure, look
 from cvlib.show.text import cell_text, credits, say, table, table_html
 
@@ -29,6 +30,7 @@ __all__ = [
     "look",
     "picture",
     "say",
+    "search",
     "show",
     "table",
     "table_html",

@@ -28,11 +28,14 @@ class S2SDTerms(NamedTuple):
     features: Tensor  #: distillation from the pooled features; 0 during the warm-up
 
 
-def similarity_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def similarity_distillation(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, detach: bool = True
+) -> Tensor:
     """Return T^2 times the mean over rows of KL(softmax(teacher / T) || softmax(student / T)), in nats.
 
     The inputs are embeddings (B, d) and (B, t) of one batch, of any length. Their rows of cosines, the
-    diagonal and the own class included, are what is compared. The teacher gets no gradient. A scalar in fp32.
+    diagonal and the own class included, are what is compared. The teacher gets no gradient, unless
+    ``detach`` is false: then both move, the paper's ablation. A scalar in fp32.
 
     Cosines lie in [-1, 1], so at T = 1 and B = 112 the rows are nearly flat and the term is about 0.01: that
     is why its weight is 50. Whoever changes T, B or d has to choose the weight anew.
@@ -43,7 +46,8 @@ def similarity_distillation(student: Tensor, teacher: Tensor, temperature: float
         )
     with without_autocast(student):
         own, other = (
-            unit(x.to(torch.promote_types(x.dtype, torch.float32))) for x in (student, teacher.detach())
+            unit(x.to(torch.promote_types(x.dtype, torch.float32)))
+            for x in (student, teacher.detach() if detach else teacher)
         )
         log_q = F.log_softmax(own @ own.T / temperature, dim=1)
         log_p = F.log_softmax(other @ other.T / temperature, dim=1)
@@ -69,6 +73,7 @@ def s2sd_loss(
     temperature: float = 1.0,
     step: int = 0,
     warmup: int = 1000,
+    detach: bool = True,
 ) -> S2SDTerms:
     """Return (L(f) + mean L(g_i)) / 2 + weight * mean D(f, g_i) + feature_weight * D(f, features).
 
@@ -76,6 +81,7 @@ def s2sd_loss(
     pooled output of the backbone, MSDF; with features and heads from :func:`max_plus_average` MSDFA. The last
     term waits until ``step`` (counted from 0) reaches ``warmup``, about an eighth of the training in short
     runs. Teachers are detached: heads learn from their own objective only, features teach and are not pulled.
+    ``detach=False`` lets the heads (not the features) be pulled too.
 
     The half on L(f) is there without distillation too: the control "heads only" (weights 0) keeps it, a plain
     baseline has weight 1. Each head needs an objective (its own beta or proxies) and a sampling of its own.
@@ -86,7 +92,7 @@ def s2sd_loss(
     if not heads or len(heads) != len(head_losses):
         raise BookError(f"{len(heads)} heads with {len(head_losses)} losses", "one loss a head, at least one")
     metric = (embedding_loss + torch.stack(tuple(head_losses)).mean()) / 2
-    teachers = [similarity_distillation(embeddings, head, temperature) for head in heads]
+    teachers = [similarity_distillation(embeddings, head, temperature, detach) for head in heads]
     from_heads = weight * torch.stack(teachers).mean()
     from_features = torch.zeros_like(from_heads)
     if features is not None and step >= warmup:
