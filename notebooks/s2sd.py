@@ -602,7 +602,7 @@ shared = {
     "weight_decay": weight_decay,
     "warmup_share": warmup_share,
 }
-METHODS = {
+methods = {
     "alone": Method(**shared),
     "S2SD": Method(
         **shared,
@@ -613,7 +613,7 @@ METHODS = {
     ),
 }
 trained, results = {}, {}
-for name, method in METHODS.items():
+for name, method in methods.items():
     print(f"{name}: ", end="")
     trained[name], _, results[name] = train_method(
         method,
@@ -773,7 +773,7 @@ table(
 )
 if is_trained:
     table(
-        [[name, *structure(embeddings[name][0], test.labels[class_label]).values()] for name in METHODS],
+        [[name, *structure(embeddings[name][0], test.labels[class_label]).values()] for name in methods],
         header=[f"d = {dim}, all of test", "spectral decay", "intra / inter"],
     )
 
@@ -854,9 +854,9 @@ table(
         ["numbers kept per picture", dim, dim],
         ["parameters at test", *(sum(p.numel() for p in n.parameters()) for n in trained.values())],
         ["parameters in training only", 0, extra],
-        ["seconds of training", *(results[name].seconds for name in METHODS)],
+        ["seconds of training", *(results[name].seconds for name in methods)],
     ],
-    header=["", *METHODS],
+    header=["", *methods],
 )
 
 # %% [markdown]
