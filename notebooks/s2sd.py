@@ -586,9 +586,7 @@ def validator(source: Views, data: Dataset, label: str, runtime: Runtime):
     def validate(network: EmbeddingNet) -> dict[str, float]:
         z, phi = embed(network, source, runtime)
         values = {"recall": z, "features": phi}
-        means = {
-            name: np.mean(list(recall_at_1(v, data, class_label).values())) for name, v in values.items()
-        }
+        means = {name: np.mean(list(recall_at_1(v, data, label).values())) for name, v in values.items()}
         return {name: float(value) for name, value in means.items()}
 
     return validate

@@ -28,11 +28,15 @@ A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
           - {measure: psnr, unit: dB, comparison: lower, arm: full, against: pixels, margin: 0.5}   # margin ?
 
 ``against`` is an arm or a number. A difference counts if it exceeds ``margin`` (0; negative: "not worse by").
+Gains are compared by naming what is subtracted on either side, and ``factor``, which multiplies the right
+one: "heads gain less than half of what the whole gains" is {arm: heads, less: plain, comparison: lower,
+against: whole, against_less: plain, factor: 0.5}. All subtraction is within a seed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +56,7 @@ _ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
 _CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
           "must_show?": bool, "ours?": bool, "seeds?": list, "needs?": str}  # fmt: skip
 _COMPARISON = {"measure": str, "comparison": str, "arm": str, "against": str | int | float, "unit": str,
-               "margin?": _NUMBER}  # fmt: skip
+               "margin?": _NUMBER, "less?": str, "against_less?": str, "factor?": _NUMBER}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,35 @@ class Comparison:
     against: str | float
     unit: str
     margin: float = 0.0
+    less: str | None = None  # an arm that is subtracted from ``arm``
+    against_less: str | None = None  # an arm that is subtracted from ``against``
+    factor: float = 1.0  # times the right side
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms it needs runs of."""
-        return (self.arm, self.against) if isinstance(self.against, str) else (self.arm,)
+        """The arms it needs runs of, each once."""
+        named = (self.arm, self.less, self.against, self.against_less)
+        return tuple(dict.fromkeys(arm for arm in named if isinstance(arm, str)))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The two sides in words."""
+        left = f"{self.arm} − {self.less}" if self.less else self.arm
+        right = f"{self.against} − {self.against_less}" if self.against_less else f"{self.against}"
+        times = f"{self.factor:g} · " if self.factor != 1 else ""
+        return left, f"{times}({right})" if times and self.against_less else f"{times}{right}"
+
+    def sides(
+        self, values: Mapping[tuple[str, int], float], seeds: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
+        """Return left and right side for each seed; ``values`` holds the measure of (arm, seed)."""
+
+        def column(arm: str | float, less: str | None) -> list[float]:
+            first = [values[arm, s] if isinstance(arm, str) else float(arm) for s in seeds]
+            return [a - values[less, s] for a, s in zip(first, seeds, strict=True)] if less else first
+
+        right = column(self.against, self.against_less)
+        return column(self.arm, self.less), [self.factor * x for x in right]
 
     @property
     def sign(self) -> int:
@@ -232,6 +260,6 @@ def _comparison(data: Any, arms: dict[str, Arm], where: str) -> Comparison:
     for arm in comparison.arms:
         if arm not in arms:
             raise BookError(f"{where}: unknown arm {arm!r}", f"one of {', '.join(arms)}")
-    if comparison.arm == comparison.against:
+    if comparison.arm == comparison.against and comparison.less == comparison.against_less:
         raise BookError(f"{where}: arm {comparison.arm!r} against itself", "two different arms")
     return comparison

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
-from cvlib.claims.rules import load_rules
+from cvlib.claims.rules import Comparison, load_rules
 from cvlib.claims.runs import missing, runs, stale
 from cvlib.claims.store import chapters, results_root
 from cvlib.claims.verdicts import VERDICTS, load_results
@@ -52,8 +53,15 @@ def claims_table(chapter: str) -> Output:
     return table(rows, ["", "claim", "measured here", "seeds", "verdict"], caption=caption, digits=2)
 
 
+def _comparison(entry: dict[str, Any]) -> Comparison:
+    return Comparison(
+        **{field.name: entry[field.name] for field in fields(Comparison) if field.name in entry}
+    )
+
+
 def _finding(entry: dict[str, Any]) -> str:
-    what = f"`{entry['measure']}` of `{entry['arm']}` {entry['comparison']} than `{entry['against']}`"
+    left, right = _comparison(entry).names
+    what = f"`{entry['measure']}` of `{left}` {entry['comparison']} than `{right}`"
     by = f" by {entry['margin']:g}" if entry["margin"] else ""
     size = "" if entry["effect"] is None else f", d = {entry['effect']:.2g}"
     p = f"p = {entry['p_holm']:.2g}" if entry["p_holm"] >= 0.001 else "p < 0.001"
@@ -98,14 +106,13 @@ def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:
     seeds = load_rules(chapter).claim(claim).seeds
     fig, axes = figure(height=2.3 * len(entries) + 0.3, rows=len(entries), columns=2, squeeze=False)
     for row, entry in zip(axes, entries, strict=True):
-        ours = [by_seed[entry["arm"], seed][entry["measure"]] for seed in seeds]
-        other = entry["against"]
-        theirs = [
-            by_seed[other, s][entry["measure"]] if isinstance(other, str) else float(other) for s in seeds
-        ]
+        values = {
+            pair: found[entry["measure"]] for pair, found in by_seed.items() if entry["measure"] in found
+        }
+        ours, theirs = _comparison(entry).sides(values, seeds)
         _pairs(row[0], entry, ours, theirs)
         _difference(row[1], entry, [a - b for a, b in zip(ours, theirs, strict=True)])
-    parts = [f"{e['measure']} of {e['arm']} minus {e['against']}: {_numbers(e)}" for e in entries]
+    parts = [f"{e['measure']} of {' minus '.join(_comparison(e).names)}: {_numbers(e)}" for e in entries]
     alt = f"Claim {claim}, {found['verdict']}. " + "; ".join(parts) + "."
     text = caption or (
         f"**{claim}: {found['verdict']}.** Left: {len(seeds)} seeds, a line per pair. Right: their "
@@ -119,7 +126,8 @@ def _pairs(ax: Any, entry: dict[str, Any], ours: list[float], theirs: list[float
         ax.plot([0, 1], pair, color=COLOURS["control"], linewidth=1, linestyle="-", zorder=1)
     ax.scatter([0] * len(theirs), theirs, color=COLOURS["baseline"], marker="^", zorder=2)
     ax.scatter([1] * len(ours), ours, color=COLOURS["ours"], marker="o", zorder=2)
-    ax.set(xticks=[0, 1], xticklabels=[str(entry["against"]), entry["arm"]], xlim=(-0.5, 1.5))
+    left, right = (name.replace(" − ", "\n− ") for name in _comparison(entry).names)
+    ax.set(xticks=[0, 1], xticklabels=[right, left], xlim=(-0.5, 1.5))
     ax.set_ylabel(f"{entry['measure']} ({entry['unit']})" if entry["unit"] else entry["measure"])
 
 

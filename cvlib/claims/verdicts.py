@@ -20,6 +20,8 @@ __all__ = ["LEVEL", "aggregate", "evaluate", "load_results", "rules_precede_runs
 LEVEL = 0.05
 VERDICTS = ("reproduced", "partly", "not reproduced", "not tested")
 
+_DERIVED = {"less": None, "against_less": None, "factor": 1.0}  # said only where a comparison has them
+
 _Table = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -59,11 +61,10 @@ def _decide(claim: Claim, table: _Table) -> list[dict[str, Any]]:
 
 
 def _compare(comparison: Comparison, seeds: tuple[int, ...], table: _Table) -> dict[str, Any]:
-    def column(arm: str) -> list[float]:
-        return [table[arm, seed]["values"][comparison.measure] for seed in seeds]
-
-    ours, other, sign, margin = column(comparison.arm), comparison.against, comparison.sign, comparison.margin
-    theirs = column(other) if isinstance(other, str) else [float(other)] * len(seeds)
+    sign, margin = comparison.sign, comparison.margin
+    wanted = [(arm, seed) for arm in comparison.arms for seed in seeds]
+    values = {pair: float(table[pair]["values"][comparison.measure]) for pair in wanted}
+    ours, theirs = comparison.sides(values, seeds)
     gains = [sign * (a - b) - margin for a, b in zip(ours, theirs, strict=True)]
     effect = effect_size(ours, theirs)
     numbers = {
@@ -74,7 +75,11 @@ def _compare(comparison: Comparison, seeds: tuple[int, ...], table: _Table) -> d
         "p": t_p(gains),
     }
     return {
-        **asdict(comparison),
+        **{
+            key: value
+            for key, value in asdict(comparison).items()
+            if key not in _DERIVED or value != _DERIVED[key]
+        },
         **{name: _short(value) for name, value in numbers.items()},
         "effect": _short(effect) if math.isfinite(effect) else None,
         "n_seeds": len(seeds),

@@ -60,6 +60,35 @@ def test_verdicts(fill, gap, psnr, verdict):
     assert claims[1]["verdict"] == "not tested" and claims[1]["needs"] == "a GPU day"
 
 
+def test_gains_are_compared_within_each_seed(write, rules, arguments):
+    """By hand: a - b is 0.1 and c - d is 0.3, whatever the seed adds to all four."""
+    for name in ("a", "b", "c", "d"):
+        rules["arms"][name] = {"description": name, "tuning": "none", "trials": 3}
+    gain = {"measure": "r", "unit": "", "comparison": "lower", "arm": "a", "less": "b"}
+    rules["claims"][1] = {
+        **rules["claims"][1],
+        "comparisons": [
+            {**gain, "against": "c", "against_less": "d"},
+            {**gain, "against": "c", "against_less": "d", "factor": 0.25},
+            {**gain, "against": 0.5},
+        ],
+    }
+    del rules["claims"][1]["needs"]
+    write(rules)
+    for seed in range(5):
+        base = 0.01 * seed**2
+        offsets = {"a": 0.1 + base, "b": base, "c": 7.3 - base, "d": 7.0 - base}
+        for name, value in offsets.items():
+            record_run("demo", name, seed, {"r": value + 0.001 * (seed == 2) * (name == "a")}, **arguments())
+    first, quarter, number = evaluate("demo")["claims"][1]["comparisons"]
+    assert first["arm_mean"] == pytest.approx(0.1002) and first["against_mean"] == pytest.approx(0.3)
+    assert first["holds"] and first["mean"] == pytest.approx(-0.1998) and first["less"] == "b"
+    assert not quarter["holds"] and quarter["against_mean"] == pytest.approx(0.075)
+    assert number["holds"] and "factor" not in number and "against_less" not in number
+    comparison = load_rules("demo").claim("C2").comparisons[1]
+    assert comparison.names == ("a − b", "0.25 · (c − d)") and comparison.arms == ("a", "b", "c", "d")
+
+
 def test_a_missing_seed_means_not_tested(fill):
     fill(seeds=range(4))
     claim = evaluate("demo")["claims"][0]
