@@ -73,11 +73,11 @@ class StageViews:
     """``n_views`` augmented views of every picture after the first ``stage`` stages of a frozen network.
 
     Fine-tuning only the last stages then costs no more than these: the views are computed once, kept as
-    float16 in the cache (n_views x N x h x w x C) and memory-mapped; they come as float32 (B, C, h, w). View
-    v is drawn for all pictures in order from ``derived_generator(0, "view", v)``. View 0 is the one evaluation
-    looks at: with ``is_random_at_test`` augmented like the others, else the plain picture. Training takes it
-    too. The network is left in evaluation mode on ``device``, channels last in memory, whether the views
-    were computed or found.
+    float16 in the cache (n_views x N x h x w x C) and memory-mapped; they come as float32 (B, C, h, w).
+    View v is drawn for all pictures in order from ``derived_generator(0, "view", v)``. View 0 is the one
+    that evaluation looks at, and training too: augmented like the others with ``is_random_at_test``, else
+    the plain picture. The network is left in evaluation mode on ``device``, channels last in memory,
+    whether the views were computed or found.
 
     Raises: BookError for fewer than one view, a stage that the network lacks (0, the pictures themselves, is
     :class:`PictureViews`), a data set without pictures or without the label, or values beyond float16.
