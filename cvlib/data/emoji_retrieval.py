@@ -56,8 +56,9 @@ def _first_of_hand() -> dict[str, str]:
     for line in (_HERE / "emoji_hands.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             a, b, *_, verdict = line.split()
-            if verdict == "one":  # whoever shared b's hand shares a's from now on
-                first = {name: first[a] if hand == first[b] else hand for name, hand in first.items()}
+            if verdict == "one":  # whoever shared a hand with either shares one with both
+                low, high = sorted((first[a], first[b]), key=SETS.index)
+                first = {name: low if hand == high else hand for name, hand in first.items()}
     return first
 
 
