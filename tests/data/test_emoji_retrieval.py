@@ -152,8 +152,11 @@ def test_verdicts_follow_from_their_numbers_and_outlines_from_their_list():
 
 
 def test_the_file_is_what_the_shares_make(monkeypatch):
-    monkeypatch.setattr(emoji_retrieval, "alike_by_features", lambda: {(a, b): f for a, b, _, f, _ in rows()})
+    features = {(a, b): share for a, b, _, share, _ in rows()}
+    monkeypatch.setattr(emoji_retrieval, "alike_by_features", lambda: features)
     assert emoji_retrieval.make_hands() == (HERE / "emoji_hands.txt").read_text(encoding="utf-8")
+    features["noto", "openmoji"] = 0.5  # either share is enough
+    assert "\nnoto openmoji 0.06 0.50 one\n" in emoji_retrieval.make_hands()
 
 
 def test_hands_are_the_two_pairs_of_copies():
@@ -268,8 +271,7 @@ def by_words(name, data, z, k):
 
 
 def test_protocols_do_what_they_say(drawings):
-    data, z = drawings
-    found = {}
+    (data, z), found = drawings, {}
     for name in emoji_retrieval.PROTOCOLS:
         scores = retrieval_scores(
             z, data.labels["concept"], (1, 3), map_1000=False, **emoji_retrieval.protocol(name, data)
