@@ -214,7 +214,7 @@ def test_alike_by_features_counts_the_concepts_that_both_draw(monkeypatch):
 def test_features_of_one_pair_agree_with_the_file():
     """All concepts of the benchmark that both draw, one after the other; 0.005 is what two digits lose.
 
-    Another version of the renderer or of PyTorch may move a few cosines over the limit: 0.02 allows 14.
+    Another version of the renderer or of PyTorch may move a few cosines over the limit: 0.02 allows 17.
     """
     pair = ("twemoji", "fxemoji")
     data = emoji.load("all", 64, sets=pair, min_sets=2, splits="retrieval")
@@ -227,7 +227,7 @@ def test_features_of_one_pair_agree_with_the_file():
         for a, b in zip(left, right, strict=True):
             alike += bool(a @ b >= 0.9 * (a @ a).sqrt() * (b @ b).sqrt())
     (wanted,) = [feature for a, b, _, feature, _ in rows() if (a, b) == pair]
-    assert len(drawn) > 700 and alike / len(drawn) == pytest.approx(wanted, abs=0.02)
+    assert len(drawn) > 800 and alike / len(drawn) == pytest.approx(wanted, abs=0.02)
 
 
 # ---- protocols
