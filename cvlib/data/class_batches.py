@@ -18,12 +18,15 @@ __all__ = ["ClassBatches"]
 class ClassBatches(Iterator[dict[str, Any]]):
     """Endless batches of ``per_class`` items from each of ``batch_size / per_class`` different classes.
 
-    Batch t is a function of (seed, t) alone. It holds "views", a list of ``n_views`` tensors (B, ...),
-    "label" and "index" (B,). A class with fewer items than ``per_class`` repeats them (in other views).
+    Batch t is a function of (seed, t) alone, or (seed, t, rank) of several processes: a rank takes whole
+    classes, ``rank::world`` of those that one process would, in views of its own. A batch holds "views", a
+    list of ``n_views`` tensors (B, ...), and "label" (B,), both on ``device``, and "index" (B,) on the CPU;
+    a class lies side by side. One with fewer items than ``per_class`` repeats them evenly, in other views.
     (The authors' sampler draws classes and items with replacement: there two of a batch's classes may be one,
-    and two of its images the same.) A rank of several processes takes whole classes, ``rank::world``.
+    and two of its images the same.)
 
-    Raises: BookError if ``per_class`` does not divide the batch, or there are too few classes.
+    Raises: BookError if ``per_class`` does not divide the batch, the processes do not divide its classes,
+    there are too few classes, one without an item, or a count or rank outside its range.
     """
 
     def __init__(
@@ -39,7 +42,10 @@ class ClassBatches(Iterator[dict[str, Any]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        n_classes = int(source.labels.max()) + 1
+        if per_class < 1 or n_views < 1 or not 0 <= rank < world:
+            seen = f"{per_class} of a class, {n_views} views, rank {rank} of {world} processes"
+            raise BookError(seen, "at least 1 of a class and 1 view, and 0 <= rank < world")
+        n_classes = int(source.labels.max()) + 1 if len(source) else 0
         groups, rest = divmod(batch_size, per_class)
         if rest or not 1 <= groups <= n_classes or groups % world:
             seen = f"batches of {batch_size}, {per_class} of a class, {n_classes} classes, {world} processes"
@@ -53,9 +59,8 @@ class ClassBatches(Iterator[dict[str, Any]]):
         order = source.labels.argsort(stable=True)
         first = counts.cumsum(0) - counts
         column = torch.arange(int(counts.max()))
-        self._members = order[
-            (first[:, None] + column % counts[:, None])
-        ]  # rows repeat where a class is small
+        # (classes, size of the largest); a smaller class repeats its items, which fills the row
+        self._members = order[first[:, None] + column % counts[:, None]]
         self._counts = counts
 
     def indices(self, t: int) -> Tensor:
@@ -63,12 +68,11 @@ class ClassBatches(Iterator[dict[str, Any]]):
         generator = derived_generator(self.seed, "classes", t)
         classes = torch.randperm(len(self._counts), generator=generator)[: self.groups]
         noise = torch.rand(self.groups, max(self._members.shape[1], self.per_class), generator=generator)
-        width = self._members.shape[1]
-        column = torch.arange(noise.shape[1])
-        # own items first, each once; repeats only where a class has no more
-        late = (column >= self._counts[classes, None]).float()
-        chosen = (noise + late).argsort(1)[:, : self.per_class] % width
-        return self._members[classes[:, None], chosen]
+        counts = self._counts[classes, None]
+        beyond = torch.arange(noise.shape[1]) >= counts  # columns that are no item of the class
+        shuffled = (noise + beyond).argsort(1)  # a class's own columns come first
+        place = torch.arange(self.per_class) % counts  # round and round where a class is small
+        return self._members[classes[:, None], shuffled.gather(1, place)]
 
     def __next__(self) -> dict[str, Any]:
         t, self.position = self.position, self.position + 1

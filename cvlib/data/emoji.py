@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ __all__ = ["SETS", "EmojiDataset", "Factors", "compose", "load", "sample_factors
 
 _FORMAT = 1  # raise when the drawing changes, so that old caches are not read
 _NAMES = Path(__file__).with_name("emoji_names.txt")
-_SPLITS = {"book": "emoji_splits.txt", "retrieval": "emoji_retrieval.txt"}
+_SPLIT_FILES = {"book": "emoji_splits.txt", "retrieval": "emoji_retrieval.txt"}
 _FACTORS = ("none", "background", "full")
 
 
@@ -44,7 +44,7 @@ def margins(image_size: int) -> tuple[int, int]:
     return image_size - 2 * inset, pad + inset
 
 
-@lru_cache(maxsize=2)
+@cache
 def splits(name: str = "book") -> dict[str, str]:
     """Return the committed split of every concept: concept -> "train", "validation" or "test".
 
@@ -52,16 +52,19 @@ def splits(name: str = "book") -> dict[str, str]:
     four sets further, so that more of them are left for the test (`cvlib.data.emoji_retrieval`).
     Raises: BookError for another name.
     """
-    if name not in _SPLITS:
-        raise BookError(f"splits {name!r}", f"one of {', '.join(_SPLITS)}")
+    if name not in _SPLIT_FILES:
+        raise BookError(f"splits {name!r}", f"one of {', '.join(_SPLIT_FILES)}")
     found, split = {}, ""
-    for line in Path(__file__).with_name(_SPLITS[name]).read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name(_SPLIT_FILES[name]).read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             continue
         if line.startswith("["):
             split = line.strip("[]")
         found.update(dict.fromkeys(line.split() if split and line[:1] != "[" else (), split))
     return found
+
+
+_committed_splits = splits  # `load` has an option of the same name
 
 
 def split_of(concept: str) -> str:
@@ -160,7 +163,7 @@ def load(
     sets = tuple(name for name in SETS if name in sets) if set(sets) <= set(SETS) else tuple(sets)
     pixels, meta = open_pixels(sets, tones, image_size)
     count = Counter({c: len(set(s)) for c, s in _sets_of(meta).items()})
-    of = _splits(splits)
+    of = _committed_splits(splits)
     rows = [
         row
         for row, concept in enumerate(meta["concept"])
@@ -193,9 +196,6 @@ def load(
     )
     data.factors, data.background = factors, background
     return data
-
-
-_splits = splits  # the option of `load` has the same name
 
 
 def _sets_of(meta: dict[str, Any]) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from scipy.fft import dctn
 
 from cvlib.data.emoji import open_pixels
 from cvlib.data.emoji_names import SETS, Drawing, catalogue
+from cvlib.errors import BookError
 from cvlib.files import atomic_write
 
 __all__ = ["DISTANCE", "HASH_SIGNS", "SHARES", "audit", "make_splits", "near_pairs", "perceptual_hash"]
@@ -118,10 +119,17 @@ def make_splits(
     """Return split -> concepts: whole families, near ``shares`` within every Unicode group.
 
     Large families first, then in the order of a hash of their first name; each goes where its group has
-    the largest relative deficit. ``group_of``: concept -> Unicode group; ``kept``: concepts that stay where
-    they are.
+    the largest relative deficit. ``group_of``: concept -> Unicode group; ``shares``: split -> share, one of
+    them "train"; ``kept``: concept -> split for those that stay where they are, and their families with them.
+    Raises: BookError if ``kept`` tears a family apart.
     """
     kept = kept or {}
+
+    def stays(family: list[str]) -> str | None:
+        found = sorted({kept[concept] for concept in family if concept in kept})
+        if len(found) > 1:
+            raise BookError(f"the family {', '.join(family)} kept in {' and '.join(found)}", "one split")
+        return found[0] if found else None
 
     def order(family: list[str]) -> tuple[int, str]:
         return -len(family), hashlib.sha256(family[0].encode()).hexdigest()
@@ -129,12 +137,12 @@ def make_splits(
     total, have = Counter(group_of.values()), Counter[tuple[str, str]]()
     result: dict[str, list[str]] = {split: [] for split in shares}
     # families whose split stays come first, so that the others see what is already taken
-    for family in sorted(families(list(group_of), pairs), key=lambda f: (f[0] not in kept, order(f))):
+    for family in sorted(families(list(group_of), pairs), key=lambda f: (stays(f) is None, order(f))):
         group = Counter(group_of[concept] for concept in family).most_common(1)[0][0]
         deficit = {s: share * total[group] - have[group, s] for s, share in shares.items()}
         # a family that is larger than what a small split still lacks would crowd it: train takes it
         fits = [s for s in shares if deficit[s] >= len(family)] or ["train"]
-        split = kept.get(family[0]) or max(fits, key=lambda s: deficit[s] / shares[s])
+        split = stays(family) or max(fits, key=lambda s: deficit[s] / shares[s])
         result[split] += family
         have[group, split] += len(family)
     return {split: sorted(concepts) for split, concepts in result.items()}

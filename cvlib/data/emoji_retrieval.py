@@ -2,14 +2,16 @@
 
 The benchmark has the shape of Stanford Online Products: many classes (concepts drawn in at least four sets),
 few images of each, and classes at test that training never saw. ``emoji_retrieval.txt`` lists the split; it
-divides the book's own further, so that what is test everywhere is test here.
-``python -m cvlib.data.emoji_retrieval`` writes it and ``emoji_hands.txt``; tests make both again.
+divides the book's own further, so that what is validation or test everywhere is the same here.
+``python -m cvlib.data.emoji_retrieval`` writes it and ``emoji_hands.txt``; tests make the split again, and
+one row of the latter.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cvlib.data import emoji
+from cvlib.data import load as load_data
 from cvlib.data.emoji_audit import make_splits
 from cvlib.data.emoji_names import SETS, catalogue
 from cvlib.errors import BookError
@@ -37,32 +40,39 @@ _HERE = Path(__file__).parent
 def load(split: str, image_size: int, **options: Any) -> emoji.EmojiDataset:
     """Return a split of the benchmark; the drawings have random background, hue, scale, shift and rotation.
 
-    ``split``: "train", "validation", "test"; label "concept" is the class, "set" who drew it. ``options`` are
-    those of :func:`cvlib.data.emoji.load`; ``factors="none"`` gives plain drawings on white.
+    ``split``: "train", "validation", "test" or "all"; label "concept" is the class, "set" who drew it.
+    ``options`` are those of :func:`cvlib.data.emoji.load`; ``factors="none"`` gives plain drawings on white.
+    Raises: BookError for an unknown split or option.
     """
-    return emoji.load(split, image_size, **{"factors": "full", "splits": "retrieval", **options})
+    data = load_data("emoji", split, image_size, **{"factors": "full", "splits": "retrieval", **options})
+    assert isinstance(data, emoji.EmojiDataset)
+    return data
 
 
 @lru_cache(maxsize=1)
-def _twins() -> dict[str, str]:
-    """Return set -> the set whose hand it shares (itself, for most), from ``emoji_hands.txt``."""
+def _first_of_hand() -> dict[str, str]:
+    """Return set -> the first set of its hand (itself, for most), from ``emoji_hands.txt``."""
     first = {name: name for name in SETS}
     for line in (_HERE / "emoji_hands.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             a, b, *_, verdict = line.split()
-            if verdict == "one":
-                first[b] = first[a]
+            if verdict == "one":  # whoever shared a hand with either shares one with both
+                low, high = sorted((first[a], first[b]), key=SETS.index)
+                first = {name: low if hand == high else hand for name, hand in first.items()}
     return first
 
 
-def hands(sets: Tensor) -> Tensor:
-    """Return the hand of each drawing (N,) from its set (N,): sets that copy each other are one hand.
+def hands(sets: Tensor, names: Sequence[str] = SETS) -> Tensor:
+    """Return the hand of each drawing (N,) from its set (N,), both int64: sets that copy each other are one.
 
     Two of the nine sets are the flat and the shaded rendering of one design, two others share their outlines:
     finding the one from the other is no feat. ``emoji_hands.txt`` lists what was measured.
+
+    ``names``: the sets that the numbers stand for, ``label_names["set"]`` of data with fewer than nine. A
+    hand is told by the number, in ``SETS``, of its first set.
     """
-    first = _twins()
-    return torch.tensor([SETS.index(first[name]) for name in SETS], device=sets.device)[sets]
+    first = _first_of_hand()
+    return torch.tensor([SETS.index(first[name]) for name in names], device=sets.device)[sets]
 
 
 def protocol(name: str, data: emoji.EmojiDataset) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def protocol(name: str, data: emoji.EmojiDataset) -> dict[str, Any]:
         return {}
     if name == "cross-set":
         return {"sets": data.labels["set"], "own_set": "leave out"}
-    return {"sets": hands(data.labels["set"]), "own_set": "distractors"}
+    return {"sets": hands(data.labels["set"], data.label_names["set"]), "own_set": "distractors"}
 
 
 def _near_duplicates(section: str) -> list[list[str]]:
@@ -108,7 +118,10 @@ def make_retrieval_splits() -> str:
 
 @torch.no_grad()
 def alike_by_features() -> dict[tuple[str, str], float]:
-    """Return for each pair of sets the share of common concepts whose features have a cosine >= ALIKE."""
+    """Return for each pair of sets the share of common concepts whose features have a cosine >= ALIKE.
+
+    Over the concepts of the benchmark; of a set that draws a concept twice, the first drawing counts.
+    """
     from cvlib.nn.backbones import efficientnet_lite0  # only the audit wants a network
 
     data, net = emoji.load("all", 64, splits="retrieval"), efficientnet_lite0()
@@ -131,9 +144,9 @@ def make_hands() -> str:
     """Return the text of ``emoji_hands.txt``: how much any two sets share, by hash and by features."""
     outlines, features = _near_duplicates("sets"), alike_by_features()
     lines = [
-        "# Made by cvlib/data/emoji_retrieval.py: which sets are one hand. Two sets; the share of their",
-        f"# common concepts with nearly the same outline; that with alike features (cosine at least {ALIKE}); with",
-        f"# {SAME_HAND} in either they are one hand.",
+        "# Made by cvlib/data/emoji_retrieval.py: which sets are one hand. Two sets; the share of the",
+        "# concepts both draw that have nearly the same outline; of those in the benchmark, the share with",
+        f"# alike features (cosine at least {ALIKE}); with {SAME_HAND} in either they are one hand.",
     ]
     for a, b, n, k in outlines:
         shares = int(k) / int(n), features[a, b]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cvlib.assets import cache_root
-from cvlib.data.base import Dataset, derived_generator
+from cvlib.data.base import Dataset, Draws, derived_generator
 from cvlib.data.store import digest, open_store
 from cvlib.errors import BookError
 from cvlib.nn.backbones import Backbone
@@ -33,14 +33,18 @@ class Views(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, index: Tensor, generator: torch.Generator, n: int = 1) -> list[Tensor]:
-        """Return ``n`` independent views of the items ``index`` (B,), float tensors (B, ...)."""
+        """Return ``n`` independently drawn views of the items ``index`` (B,), float32 tensors (B, ...)."""
 
     def fixed(self, index: Tensor) -> Tensor:
         """Return the view (B, ...) of each item that evaluation looks at, always the same."""
 
 
 class PictureViews:
-    """The pictures themselves, augmented as their data set does; options as in :class:`StageViews`."""
+    """The pictures themselves, (B, 3, H, W) in [-1, 1], augmented anew each time as their data set does.
+
+    :meth:`fixed` gives the plain picture, or with ``is_random_at_test`` one augmented view, drawn once: the
+    very picture that view 0 of :class:`StageViews` shows. Raises: BookError for a data set without the label.
+    """
 
     stage = 0
 
@@ -48,7 +52,7 @@ class PictureViews:
         self.data, self.labels = data, _classes(data, label)
         self.hash, self._draws = data.hash, None
         if is_random_at_test:
-            self._draws = data.draw(torch.arange(len(data)), derived_generator(0, "view", 0), True)
+            self.hash, self._draws = digest([data.hash, "random at test"], 16), _draws(data, 0, True)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -59,9 +63,9 @@ class PictureViews:
     def fixed(self, index: Tensor) -> Tensor:
         if self._draws is None:
             return self.data.images(index)
-        d, rows = self._draws, index.numpy()
-        factors = None if d.factors is None else d.factors[rows]
-        draws = type(d)(d.top[rows], d.left[rows], d.flip[rows], factors)
+        d = self._draws
+        factors = None if d.factors is None else d.factors[index]
+        draws = Draws(d.top[index], d.left[index], d.flip[index], factors)
         return self.data.render(index, draws)["image"]
 
 
@@ -69,11 +73,14 @@ class StageViews:
     """``n_views`` augmented views of every picture after the first ``stage`` stages of a frozen network.
 
     Fine-tuning only the last stages then costs no more than these: the views are computed once, kept as
-    float16 in the cache (n_views x N x h x w x C) and memory-mapped. View 0 is the one evaluation looks at:
-    with ``is_random_at_test`` augmented like the others (drawn once, from seed 0), else the plain picture.
-    Training takes it too. The network is left in evaluation mode on ``device``.
+    float16 in the cache (n_views x N x h x w x C) and memory-mapped; they come as float32 (B, C, h, w).
+    View v is drawn for all pictures in order from ``derived_generator(0, "view", v)``. View 0 is the one
+    that evaluation looks at, and training too: augmented like the others with ``is_random_at_test``, else
+    the plain picture. The network is left in evaluation mode on ``device``, channels last in memory,
+    whether the views were computed or found.
 
-    Raises: BookError for fewer than one view or a data set without the label.
+    Raises: BookError for fewer than one view, a stage that the network lacks (0, the pictures themselves, is
+    :class:`PictureViews`), a data set without pictures or without the label, or values beyond float16.
     """
 
     def __init__(
@@ -89,6 +96,9 @@ class StageViews:
     ) -> None:
         if n_views < 1:
             raise BookError(f"{n_views} views", "at least 1")
+        if not 1 <= stage <= len(net.stages):
+            raise BookError(f"stage {stage} of {net.name}", f"1 to {len(net.stages)}")
+        net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # the stubs lack it
         self.labels, self.stage, self.n_views = _classes(data, label), stage, n_views
         key = {"data": data.hash, "net": net.name, "stage": stage, "views": n_views, "format": _FORMAT}
         key |= {"weights": _weights_hash(net, stage), "random": is_random_at_test}
@@ -96,10 +106,8 @@ class StageViews:
         folder = cache_root() / "views" / f"{data.name}-{data.split}-{data.image_size}-{digest(key, 12)}"
 
         def build(aside: Path) -> dict[str, Any]:
-            return {
-                **key,
-                "shape": _write(aside / "pixels.u8", data, net, stage, n_views, is_random_at_test, device),
-            }
+            shape = _write(aside / "pixels.u8", data, net, stage, n_views, is_random_at_test, device)
+            return {**key, "shape": shape}
 
         stored, meta = open_store(folder, build)
         n, h, w, c = meta["shape"]
@@ -122,15 +130,25 @@ class StageViews:
 
 def _classes(data: Dataset, label: str) -> Tensor:
     if label not in data.labels:
-        raise BookError(f"no label {label!r} in {data.name}", f"one of {', '.join(data.labels) or 'none'}")
+        wanted = f"one of {', '.join(data.labels)}" if data.labels else "a data set with labels"
+        raise BookError(f"no label {label!r} in {data.name}", wanted)
+    if not len(data):
+        raise BookError(f"{data.name}/{data.split} without a picture", "at least one")
     return data.labels[label]
 
 
+def _draws(data: Dataset, view: int, is_random: bool) -> Draws:
+    """Return the random choices of one view for all pictures."""
+    return data.draw(torch.arange(len(data)), derived_generator(0, "view", view), is_random)
+
+
 def _weights_hash(net: Backbone, stage: int) -> str:
+    """Return 12 digits that tell the weights and statistics of the first ``stage`` stages."""
     total = hashlib.sha256()
     for part in net.stages[:stage]:
         for tensor in part.state_dict().values():
-            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            total.update(flat.view(torch.uint8).numpy().tobytes())  # as bytes: NumPy has no bfloat16
     return total.hexdigest()[:12]
 
 
@@ -144,23 +162,27 @@ def _write(
     is_random: bool,
     device: torch.device | str,
 ) -> list[int]:
-    """Write all views of all pictures to ``path``; return the shape of one, [N, h, w, C]."""
-    net = net.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # the stubs lack it
-    everything, shape, said = torch.arange(len(data)), [len(data)], time.monotonic()
+    """Write all views of all pictures to ``path``; return the shape of one view, [N, h, w, C]."""
+    everything, said = torch.arange(len(data)), time.monotonic()
     with path.open("wb") as file:
         for view in range(n_views):
-            draws = data.draw(everything, derived_generator(0, "view", view), view > 0 or is_random)
+            draws = _draws(data, view, view > 0 or is_random)
             for first in range(0, len(data), _ROWS):
                 rows = slice(first, first + _ROWS)
                 images = data.render(everything[rows], draws[rows])["image"].to(device)
                 with torch.autocast(images.device.type, torch.bfloat16):
                     found = net.run(images.contiguous(memory_format=torch.channels_last), stop=stage)
-                cached = found.to(torch.float16).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                file.write(cached.tobytes())
+                cached = found.to(torch.float16).permute(0, 2, 3, 1).contiguous().cpu()
+                if not cached.isfinite().all():
+                    seen = f"{found.abs().max():g} after stage {stage} of {net.name}"
+                    raise BookError(
+                        seen, f"at most {torch.finfo(torch.float16).max:g}, the most float16 holds"
+                    )
+                file.write(cached.numpy().tobytes())
                 if time.monotonic() - said > 15:
                     done = view * len(data) + min(first + _ROWS, len(data))
                     print(
                         f"views of {data.name}/{data.split}: {done:,} of {n_views * len(data):,}", flush=True
                     )
                     said = time.monotonic()
-    return [*shape, *cached.shape[1:]]
+    return [len(data), *cached.shape[1:]]
