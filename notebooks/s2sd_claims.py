@@ -63,7 +63,7 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 page = begin("s2sd_claims", globals())
 story = page.definitions("s2sd")
 if page.smoke:
-    batch_size, pretrained = 16, False
+    batch_size = 16
 runtime = Runtime(device=device, precision=precision)
 if precision == "auto" and runtime.device.type == "cpu":
     runtime = Runtime(device=device, precision="fp32")  # depthwise convolutions take twice as long in bf16
@@ -86,11 +86,11 @@ claims.ledger("s2sd")
 # %%
 WIDTHS = (256, 512, 768, 1024)
 TAUGHT = {"widths": WIDTHS, "gamma": 10.0, "gamma_features": 10.0}
-MARGIN = {"objective": "margin", "learning_rate": 5e-4}
-MARGIN_GAMMA = 3.0
+PLAIN = {"learning_rate": 3e-4}
+MARGIN_TAUGHT = {"objective": "margin", "gamma": 1.0, "gamma_features": 1.0}
 ARMS = {
-    "ms-32": {},
-    "ms-32-longer": {},
+    "ms-32": PLAIN,
+    "ms-32-longer": PLAIN,
     "ms-32-heads": {"widths": WIDTHS},
     "ms-32-dsd": {"widths": (1024,), "gamma": 10.0},
     "ms-32-msd": {"widths": WIDTHS, "gamma": 10.0},
@@ -99,15 +99,15 @@ ARMS = {
     "ms-32-pulled": {**TAUGHT, "detach": False},
     "ms-32-msdf-narrow": {**TAUGHT, "widths": (32, 64, 96, 128)},
     "ms-32-msdf-wide": {**TAUGHT, "widths": (512, 1024, 1536, 2048)},
-    "ms-16": {"dim": 16},
+    "ms-16": {**PLAIN, "dim": 16},
     "ms-16-msdf": {**TAUGHT, "dim": 16},
-    "ms-64": {"dim": 64},
+    "ms-64": {**PLAIN, "dim": 64},
     "ms-64-msdf": {**TAUGHT, "dim": 64},
-    "ms-128": {"dim": 128},
+    "ms-128": {**PLAIN, "dim": 128},
     "ms-128-msdf": {**TAUGHT, "dim": 128},
-    "ms-1024": {"dim": 1024},
-    "margin-32": MARGIN,
-    "margin-32-msdf": {**TAUGHT, **MARGIN, "gamma": MARGIN_GAMMA, "gamma_features": MARGIN_GAMMA},
+    "ms-1024": {**PLAIN, "dim": 1024},
+    "margin-32": {**PLAIN, "objective": "margin"},
+    "margin-32-msdf": {**TAUGHT, **MARGIN_TAUGHT},
     "frozen-32": {},
     "frozen-32-msdf": TAUGHT,
 }
