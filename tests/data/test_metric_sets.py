@@ -91,8 +91,17 @@ def test_the_hash_tells_data_not_layout(tmp_path, name):
         layouts.WRITERS[name](tmp_path / layout, layout)
         held.append(parts(name, tmp_path / layout)["test"])
     assert held[0].hash == held[1].hash
-    assert held[0].hash != parts(name, tmp_path / "raw", crop="random")["test"].hash
-    assert held[0].hash != parts(name, tmp_path / "raw", flip=False)["test"].hash
+    others = ({"crop": "random"}, {"crop": "centre"}, {"flip": False}, {"short_side": 21}, {"size": 19})
+    hashes = {parts(name, tmp_path / "raw", **other)["test"].hash for other in others}
+    assert len(hashes) == len(others) and held[0].hash not in hashes
+
+
+def test_a_changed_picture_is_seen(tmp_path):
+    rows = layouts.cub200(tmp_path)
+    before = load("cub200", "train", 20, root=str(tmp_path), short_side=20)
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / rows[1][2], quality=100)
+    after = load("cub200", "train", 20, root=str(tmp_path), short_side=20)
+    assert np.abs(rgb(after, 1).astype(int) - (1, 2, 3)).max() <= 2 and before.hash != after.hash
 
 
 def test_numbers_of_cars_are_the_order_of_their_folders(tmp_path):
@@ -108,6 +117,13 @@ def test_numbers_of_cars_are_the_order_of_their_folders(tmp_path):
         names = [name.replace("/", "-") for name in raw.label_names["class"]]
         assert names == authors.label_names["class"]
     assert held[0]["train"].label_names["class"] == layouts.CARS[:2]
+
+
+def test_a_fifth_of_the_training_classes_is_validation(tmp_path):
+    for k in range(196):
+        layouts.picture(tmp_path / f"cars196/images/{k:03d}/x.png", k, size=(8, 8))
+    held = parts("cars196", tmp_path, 8)
+    assert [len(data) for data in held.values()] == [78, 20, 98]  # the authors take int(0.8 x 98) classes
 
 
 def test_birds_are_ordered_by_number_not_by_name(tmp_path):
