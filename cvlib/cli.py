@@ -24,6 +24,24 @@ def commands() -> None:
 commands.add_command(assets)
 
 
+@commands.group()
+def data() -> None:
+    """Data sets on your own disk."""
+
+
+@data.command()
+@click.argument("name")
+@click.argument("root")
+def check(name: str, root: str) -> None:
+    """Count what ROOT holds of the data set NAME; exit 1 if it is not what the papers used.
+
+    NAME is cub200, cars196 or online_products. Pictures are looked up, not read.
+    """
+    from cvlib.data.cli import check_counts
+
+    check_counts(name, root)
+
+
 @commands.command()
 @click.option("--check", is_flag=True, help="Only tell which pairs are not current; exit 1 if any.")
 @click.option("--adopt", metavar="PAGE", help="Take the notebook of PAGE, edited in Jupyter, as the source.")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from cvlib.data import cifar10, emoji, image_folder, photos
+from cvlib.data import cifar10, emoji, image_folder, metric_sets, photos
 from cvlib.data.base import SPLITS, Batches, Dataset
 from cvlib.data.factors import Factors
 from cvlib.data.rows import Rows
@@ -19,6 +19,9 @@ _LOADERS: dict[str, Callable[..., Dataset]] = {
     "photos": photos.load,
     "image_folder": image_folder.load,
     "cifar10": cifar10.load,
+    "cub200": metric_sets.cub200,
+    "cars196": metric_sets.cars196,
+    "online_products": metric_sets.online_products,
 }
 
 
