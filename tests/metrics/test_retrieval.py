@@ -273,3 +273,14 @@ def test_bad_input_is_one_clear_line(change, said):
 def test_a_zero_embedding_has_a_distance():
     z = Z * (torch.arange(20) != 7)[:, None]
     assert retrieval_scores(z, LABELS, (1,), metric="euclidean").n_gallery == 20
+
+
+def test_neighbours_among_distractors_by_hand():
+    """The own set stays, but not its right answers; without labels nobody knows which these are."""
+    z = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.9, 0.4], [0.7, 0.7], [0.0, 1.0]])
+    labels, sets = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 1])
+    found = neighbours(z, 3, queries=torch.tensor([0]), labels=labels, sets=sets, own_set="distractors")
+    assert found.tolist() == [[2, 3, 4]]  # row 1 is right, but by the query's own hand
+    assert neighbours(z, 2, queries=torch.tensor([0]), sets=sets).tolist() == [[3, 4]]
+    with pytest.raises(BookError, match="without labels"):
+        neighbours(z, 2, sets=sets, own_set="distractors")

@@ -115,7 +115,7 @@ def test_control_without_teaching_keeps_the_half(s2sd, tmp_path):
 
 
 def test_training_finds_colours(s2sd, tmp_path):
-    """Classes that differ in colour alone: chance is 3 / 47; a few steps of either objective do far better."""
+    """Classes that differ in colour alone: chance is 3 / 47; a few steps of either do far better."""
     for objective in ("multisimilarity", "margin"):
         network, _, _ = run(
             s2sd, tmp_path / objective, steps=25, objective=objective, widths=(16,), gamma=1.0

@@ -43,6 +43,18 @@ def test_distillation_is_the_mean_kl_of_rows(temperature):
     assert teacher.grad is None and student.grad.abs().max() > 1e-4
 
 
+def test_without_detaching_the_teacher_learns_too():
+    student, teacher = torch.randn(6, 4, requires_grad=True), torch.randn(6, 9, requires_grad=True)
+    kept = similarity_distillation(student, teacher, detach=False)
+    torch.testing.assert_close(kept, similarity_distillation(student, teacher))
+    pulled = torch.autograd.grad(kept, [student, teacher])
+    (alone,) = torch.autograd.grad(similarity_distillation(student, teacher), student)
+    torch.testing.assert_close(pulled[0], alone)
+    assert pulled[1].abs().max() > 1e-4
+    heads = s2sd_loss(student.sum(), [teacher.sum()], student, [teacher], weight=1.0, detach=False).heads
+    assert torch.autograd.grad(heads, teacher)[0].abs().max() > 1e-4
+
+
 def test_equal_angles_have_nothing_to_learn():
     x = torch.randn(5, 3, requires_grad=True)
     turn = torch.linalg.qr(torch.randn(3, 3)).Q
