@@ -209,19 +209,18 @@ def fisher_direction(x: Tensor, labels: Tensor) -> Tensor:
     return F.normalize(vectors[:, values.real.argmax()].real, dim=0)
 
 
-toy = torch.arange(40).repeat_interleave(8)
-noise = torch.randn(2, len(toy), 2, generator=rng)
-places = 50 * torch.randn(2, 40, 1, generator=rng)[:, toy]  # of the classes, far apart
-toy_train = noise[0] + places[0] * torch.tensor([1.0, 0.0])
-toy_test = noise[1] + places[1] * torch.tensor([0.0, 1.0])
-kept = fisher_direction(toy_train, toy)
+many, few = torch.arange(40).repeat_interleave(200), torch.arange(40).repeat_interleave(8)
+toy_train, toy_test = (torch.randn(len(ids), 2, generator=rng) for ids in (many, few))
+toy_train[:, 0] += 6.0 * torch.randperm(40, generator=rng)[many]  # classes six deviations apart
+toy_test[:, 1] += 6.0 * torch.randperm(40, generator=rng)[few]
+kept = fisher_direction(toy_train, many)
 toy_recall = {
     "the direction that training kept": toy_test @ kept[:, None],
     "the direction it dropped": toy_test @ torch.stack([-kept[1], kept[0]])[:, None],
     "both": toy_test,
 }
 toy_recall = {
-    name: retrieval_scores(z, toy, (1,), metric="euclidean").recall[1] for name, z in toy_recall.items()
+    name: retrieval_scores(z, few, (1,), metric="euclidean").recall[1] for name, z in toy_recall.items()
 }
 
 # %%
@@ -1049,7 +1048,7 @@ configs = {
 }
 trained, runs = {}, {}
 for name, config in configs.items():
-    trained[name], told, runs[name] = train_diva(
+    trained[name], _, runs[name] = train_diva(
         config,
         recipe,
         base,
