@@ -132,6 +132,7 @@ record = False  # True writes this run's weights to book/results/weights
 page = begin("diva", globals())
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, image_size, n_views, queue_batches, pretrained = min(steps, 3), 32, 1, 2, False
+    backbone, frozen_stages = "small_cnn", 3
 runtime = Runtime(device=device, precision=precision)
 seed_everything(seed)
 rho = rho_128 * (dim / 128) ** 2  # equal pressure in fewer dimensions: derived below
