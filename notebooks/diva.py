@@ -39,8 +39,8 @@
 #
 # | scale | command | what it needs |
 # |---|---|---|
-# | quick | `papermill notebooks/diva.ipynb out.ipynb` | about 4 minutes on a CPU core, of which one prepares the drawings, once |
-# | report | `papermill notebooks/diva.ipynb out.ipynb -p steps 1200` | about a quarter of an hour |
+# | quick | `papermill notebooks/diva.ipynb out.ipynb` | about 5 minutes of one CPU core, and once a minute more to prepare the drawings |
+# | report | `papermill notebooks/diva.ipynb out.ipynb -p steps 1200` | about 20 minutes of one CPU core |
 # | yours | `papermill notebooks/diva.ipynb out.ipynb -p data image_folder -p data_root DIR -p image_size 224 -p backbone resnet50 -p backbone_file FILE -p frozen_stages 0` | a GPU; folders `train`, `validation`, `test` with a subfolder for each class and no class in two of them |
 #
 # Reading time: 25 minutes.
@@ -671,7 +671,7 @@ table(
 # %% [markdown]
 # It is $N_q$, plus whatever the nearest one or two contribute: $e^{w s/\tau} + N_q$ meets it within a fraction of a nat. At
 # the paper's temperature the nearest negative is a rival of the constant; at τ = 0.1 it is hardly felt. That has a
-# consequence which no formula of the paper mentions. **Predict**: a network maps *every* image to the same point. What does
+# consequence that the formula hides. **Predict**: a network maps *every* image to the same point. What does
 # plain noise contrast charge for this, and what does DaNCE?
 
 # %%
@@ -1093,7 +1093,7 @@ validation_floor = judge(features["validation"], validation)["all sets"].recall[
 fig, (left, right) = figure(columns=2, height=2.9)
 for name, role in zip(RELATIONS, ("ours", "baseline", "control", "real"), strict=True):
     left.plot(*runs["DiVA"].curve(name), **look(role), label=name)
-left.set(xlabel="step", ylabel="loss", ylim=(0, 1.25))
+left.set(xlabel="step", ylabel="loss", ylim=(0, 1.05))
 left.legend(ncols=2, loc="upper right")
 for name, role in (("DiVA", "ours"), ("one head", "baseline")):
     when, values = runs[name].curve("eval/R@1 joint")
@@ -1201,10 +1201,16 @@ say(
     f"width. Alone the best head is **{best_head}** with {100 * by_head[best_head]:.1f}; all four reach "
     f"{100 * joint.recall[1]:.1f}. Whether the difference survives a change of seed, the claims page will say."
 )
+is_flat = mean_cosine["dance"] > 0.9
 say(
     "Did the self-supervised head collapse? The mean cosine of two test drawings is "
     + ", ".join(f"{value:.2f} in {name}" for name, value in mean_cosine.items())
-    + "; 1 would be a single point."
+    + ", where 1 would be a single point. "
+    + (
+        "**Very nearly**, as its loss allows: what this head still finds, it finds in small differences."
+        if is_flat
+        else "**No**: the encoder's other duties keep it open."
+    )
 )
 
 # %%
@@ -1280,45 +1286,57 @@ picture(
 
 
 # %%
-def neighbour_traits(z: Tensor, split: Dataset, factors: Tensor, generator: torch.Generator) -> list[str]:
-    """Return what the nearest neighbours of all items share with them, as a table's cells.
+def neighbour_traits(z: Tensor, split: Dataset, factors: Tensor, generator: torch.Generator) -> list[float]:
+    """Return what the nearest neighbours of all items share with them.
 
-    Shares of equal labels, then mean distances of factors (N, 8), relative to those of random pairs (1: blind).
+    Shares of equal concept, set and group in per cent, then the mean distances of background, hue, scale and rotation
+    (factors (N, 8)) over those of random pairs, so that 1 is blind.
     """
     nearest = neighbours(z, 1)[:, 0]
     other = torch.randperm(len(z), generator=generator)
-    shares = [
-        (split.labels[f] == split.labels[f][nearest]).float().mean() for f in ("concept", "set", "group")
-    ]
+    fields = (split.labels[name] for name in ("concept", "set", "group"))
+    shares = [100 * (field == field[nearest]).float().mean().item() for field in fields]
 
-    def apart(rows: Tensor) -> list[Tensor]:
+    def apart(rows: Tensor) -> list[float]:
         gap = (factors - factors[rows]).abs()
         hue = torch.minimum(gap[:, 3], 2 * math.pi - gap[:, 3])  # an angle
-        return [gap[:, :3].mean(), hue.mean(), gap[:, 4].mean(), gap[:, 7].mean()]
+        return [part.mean().item() for part in (gap[:, :3], hue, gap[:, 4], gap[:, 7])]
 
-    ratios = [a / b for a, b in zip(apart(nearest), apart(other), strict=True)]
-    return [f"{100 * share:.1f}" for share in shares] + [f"{ratio:.2f}" for ratio in ratios]
+    return shares + [a / b for a, b in zip(apart(nearest), apart(other), strict=True)]
 
 
+TRAITS = ("same concept (%)", "same hand (%)", "same group (%)")
+TRAITS += ("background apart", "hue apart", "size apart", "rotation apart")
 if data == "emoji":
     everything = torch.arange(len(test))
     known = test.draw(everything, derived_generator(0, "view", 0), True)  # the draws behind view 0
     torch.testing.assert_close(
         test.render(everything[:4], known[:4])["image"], pictures.fixed(everything[:4])
     )
+    traits = {
+        name: neighbour_traits(z, test, known.factors, rng)
+        for name, z in (spaces | {"frozen features": features["test"]}).items()
+    }
     shares = [torch.bincount(test.labels[f]).double() / len(test) for f in ("concept", "set", "group")]
-    blind = [f"{100 * s.square().sum():.1f}" for s in shares] + ["1.00"] * 4
+    traits["random pairs"] = [100 * s.square().sum().item() for s in shares] + [1.0] * 4
     table(
         [
-            *([name, *neighbour_traits(z, test, known.factors, rng)] for name, z in spaces.items()),
-            ["frozen features", *neighbour_traits(features["test"], test, known.factors, rng)],
-            ["random pairs", *blind],
+            [name, *(f"{v:.1f}" for v in values[:3]), *(f"{v:.2f}" for v in values[3:])]
+            for name, values in traits.items()
         ],
-        header=["nearest by", "same concept (%)", "same hand (%)", "same group (%)",
-                "background apart", "hue apart", "size apart", "rotation apart"],
+        header=["nearest by", *TRAITS],
         caption="What the nearest neighbour has in common with its query; the last four columns relative to random pairs, so "
         "that 1 is blind to the factor.",
-    )  # fmt: skip
+    )
+    handiest = max(RELATIONS, key=lambda name: traits[name][1])
+    say(
+        f"Of the four, the head **{handiest}** goes most by the hand that drew: {traits[handiest][1]:.1f} % of its answers are "
+        f"by the query's own hand, {traits['disc'][1]:.1f} % of the discriminative head's, and {traits['random pairs'][1]:.1f} % "
+        f"of random pairs; the frozen features have {traits['frozen features'][1]:.1f} %. Right concepts went from their "
+        f"{traits['frozen features'][0]:.1f} % to {traits['all four'][0]:.1f} %."
+        if is_trained
+        else "Nothing was learned at this scale."
+    )
 
 # %% [markdown]
 # Do the heads agree on *which* drawings are alike? For a thousand test drawings, the correlation between the pairwise
@@ -1352,6 +1370,7 @@ some = torch.randperm(len(test), generator=rng)[:1000]
 above = torch.triu_indices(len(some), len(some), 1)
 similar = torch.stack([(z[some] @ z[some].T)[above[0], above[1]] for z in heads["test"].unbind(1)])
 correlation = torch.corrcoef(similar)
+spreads = dict(zip(RELATIONS, similar.std(1).tolist(), strict=True))
 probes = {
     name: probed_agreement(heads["test"][:, k], heads["test"][:, 0], steps=20 if page.smoke else 200)
     for k, name in enumerate(RELATIONS) if k
@@ -1378,6 +1397,17 @@ show(
     alt=f"Similarities of different heads correlate between {pairs.min():.2f} and {pairs.max():.2f}.",
     caption="Left: correlation between the pairwise similarities of two heads, over a thousand test drawings. Right: how well a "
     "fresh adversary predicts the discriminative head from another.",
+)
+
+# %%
+variance = {name: spread**2 / sum(x * x for x in spreads.values()) for name, spread in spreads.items()}
+say(
+    "A head says most in the sum where its similarities differ most: a constant changes no ranking. Their standard "
+    "deviations are "
+    + ", ".join(f"{spread:.3f} ({name})" for name, spread in spreads.items())
+    + ". So with equal weights, of the variance that the heads bring into the sum "
+    + ", ".join(f"{share:.0%} is of {name}" for name, share in variance.items())
+    + "."
 )
 
 # %% [markdown]
@@ -1544,7 +1574,8 @@ z = spaces["all four"]
 nearest = neighbours(z, 1)[:, 0]
 wrong = (test.labels[label] != test.labels[label][nearest]) & (joint.first_rank >= 0)
 sureness = (z * z[nearest]).sum(1).masked_fill(~wrong, -2)
-worst = sureness.argsort(descending=True)[:8]
+mutual = (nearest[nearest] == torch.arange(len(z))) & (nearest < torch.arange(len(z)))
+worst = sureness.masked_fill(mutual & wrong[nearest], -2).argsort(descending=True)[:8]  # each pair once
 cos = (z[worst] @ z.T).masked_fill(test.labels[label][worst, None] != test.labels[label], -2)
 cos[torch.arange(len(worst)), worst] = -2
 picture(
