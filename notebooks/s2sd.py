@@ -273,8 +273,10 @@ ax.plot(widths, list(compressed.values()), **look("baseline", marker=True), labe
 ax.axhline(floor[main_protocol], **look("control"), label=f"all {frozen['test'].shape[1]:,} features")
 ax.set_xscale("log", base=2)
 ax.set_xticks(widths, [str(d) for d in widths])
-ax.set(xlabel="dimension d", ylabel=f"Recall@1 (%), {main_protocol}", ylim=(0, None))
-ax.legend()
+ax.set(
+    xlabel="dimension d", ylabel=f"Recall@1 (%), {main_protocol}", ylim=(0, 1.35 * max(compressed.values()))
+)
+ax.legend(loc="upper left")
 show(
     fig,
     alt=f"Recall at 1 of compressed frozen features rises with the dimension, {compressed[widths[-1]]:.1f} % at {widths[-1]}.",
@@ -320,7 +322,7 @@ ax.plot(
 )
 ax.axvline(0.6, **look("control"), label="the positive")
 ax.set(xlabel="cosine of the negative", ylabel="push")
-ax.legend()
+ax.legend(loc="upper left")
 show(
     fig,
     alt="The push on a negative is zero below cosine 0.5 and jumps to about one above.",
@@ -726,8 +728,9 @@ for q in range(len(asked)):
 # %% [markdown]
 # ## What the student copies
 #
-# Forty-eight test drawings of eight concepts, six hands each, sorted by concept. Bright squares on the diagonal are concepts
-# that hold together. The teacher is the features under S2SD.
+# Forty-eight test drawings of eight concepts, six hands each, sorted by concept. Dark squares on the diagonal are concepts
+# that hold together. The features under S2SD are one of its teachers. They are never negative before the last layer, so all their
+# cosines are high, and the student copies even that: what counts is the contrast within a row.
 
 # %%
 block = hands_of(test, class_label, 8, torch.Generator().manual_seed(5)).flatten()
