@@ -78,8 +78,7 @@ check-types:
 check-pairing:
 	@$(BIN)/cvlib sync --check && echo "every notebook is what its script makes"
 
-check-units: # the classifier is needed by no page yet, but its tests compare it with known answers
-	@$(BIN)/cvlib assets fetch efficientnet-lite0
+check-units:
 	@$(BIN)/python -m pytest tests cvlib --doctest-modules --ignore tests/browser \
 		--cov --cov-report term --durations 8 -q
 

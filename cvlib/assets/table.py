@@ -80,7 +80,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "emoji": _EMOJI,
         "photos": ("photos-skimage", "photos-sklearn"),
-        "quick": (*_EMOJI, "vgg19-8bit", "vgg16-hed", "lpips-linear", "photos-skimage"),
+        "quick": (*_EMOJI, "vgg19-8bit", "vgg16-hed", "lpips-linear", "photos-skimage", "efficientnet-lite0"),
         "book": ("mathjax", "requirejs"),
         "all": tuple(name for name, asset in ASSETS.items() if not asset.optional),
     }
