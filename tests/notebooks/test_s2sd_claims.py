@@ -1,0 +1,58 @@
+"""What the page "s2sd_claims" defines: the arms that the rules name, and what tells them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cvlib.claims import load_rules, runs
+from cvlib.pages import definitions
+
+PAGES = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def page():
+    return definitions(PAGES / "s2sd_claims.py")
+
+
+@pytest.fixture(scope="module")
+def methods(page):
+    story = definitions(PAGES / "s2sd.py")
+    return {name: story.Method(**changes) for name, changes in page.ARMS.items()}
+
+
+def test_arms_are_those_of_the_rules(page):
+    rules = load_rules("s2sd")
+    assert set(page.ARMS) == set(rules.arms) and set(page.STRETCH) <= set(page.ARMS)
+    measures = {measure for arm in rules.arms for measure in rules.measures(arm)}
+    assert measures == {"Recall@1", "Recall@1 of features", "spectral decay", "intra / inter"}
+    assert all(measures <= set(run["values"]) for run in runs("s2sd"))
+
+
+def test_names_say_objective_and_dimension(methods):
+    for name, method in methods.items():
+        objective, dim, *_ = name.split("-")
+        assert method.dim == int(dim)
+        assert method.objective == ("margin" if objective == "margin" else "multisimilarity")
+
+
+def test_every_step_of_the_ladder_adds_one_thing(methods):
+    plain, heads, dsd, msd, msdf = (methods[f"ms-32{x}"] for x in ("", "-heads", "-dsd", "-msd", "-msdf"))
+    assert not plain.widths and heads.widths and not heads.gamma and not heads.gamma_features
+    assert len(dsd.widths) == 1 and dsd.gamma and not dsd.gamma_features
+    assert msd.widths == heads.widths == msdf.widths and msd.gamma == msdf.gamma and not msd.gamma_features
+    assert msdf.gamma_features and msdf.detach and not methods["ms-32-pulled"].detach
+    assert methods["ms-32-msdfa"].pool_aggr and not msdf.pool_aggr
+
+
+def test_rates_are_those_that_the_trials_chose(methods):
+    """The rules list what each trial gave; the arm must have the best, and no other."""
+    rules = load_rules("s2sd")
+    for name, key in (("ms-32", "learning_rate"), ("margin-32", "learning_rate"), ("ms-32-msdf", "gamma"),
+                      ("margin-32-msdf", "gamma")):  # fmt: skip
+        text = rules.arms[name].tuning.removeprefix("learning rate ").removeprefix("gamma ")
+        tried = {float(v): float(r.rstrip(")")) for v, r in (entry.split(" (") for entry in text.split(", "))}
+        assert len(tried) == rules.arms[name].trials == 3
+        assert getattr(methods[name], key) == max(tried, key=tried.get)
