@@ -449,7 +449,7 @@ assert abs(same.mean().item() - predicted) < 4 * spread, (same.mean(), predicted
 sure = shared_triplets(flat, paired, rng, mode="third class")
 assert not (paired == paired[sure.positive]).any() and not (paired == paired[sure.negative]).any()
 say(
-    f"One in $B - 1 = {batch_size - 1}$, that is {predicted:.2%}; measured **{same.mean():.2%}** over {len(same):,} "
+    f"One in B − 1 = {batch_size - 1}, that is {predicted:.2%}; measured **{same.mean():.2%}** over {len(same):,} "
     f"anchors. The explicit search gives none at all, and by the authors' word no better result."
 )
 
@@ -781,10 +781,10 @@ show(
 
 # %%
 say(
-    f"Both fall with $1/d^2$, so the same pressure wants $\\rho_d = \\rho_{{128}}\\,(d/128)^2$. At $d = 128$ the product "
-    f"$\\rho c$ of unrelated heads is {rho_128 / 128**2:.4f}. At $d = {dim}$ the rule gives **ρ = {rho:.4g}** and the same "
+    f"Both fall with 1/d², so the same pressure wants ρ(d) = ρ(128) · (d/128)². At d = 128 the product "
+    f"ρc of unrelated heads is {rho_128 / 128**2:.4f}. At d = {dim} the rule gives **ρ = {rho:.4g}** and the same "
     f"{rho / dim**2:.4f}; the value for 128 dimensions, taken as it stands, would press {(128 / dim) ** 2:.3g} times as "
-    f"hard, and at $d = 16$ sixty-four times."
+    f"hard, and at d = 16 sixty-four times."
 )
 
 # %% [markdown]

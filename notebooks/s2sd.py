@@ -318,7 +318,7 @@ ax.plot(
     cosines,
     torch.sigmoid(40 * (cosines - 0.5)),
     **look("paper"),
-    label=r"$\sigma(\beta(s - \lambda))$, all negatives",
+    label=r"$\sigma(\beta(s - \lambda))$",
 )
 ax.axvline(0.6, **look("control"), label="the positive")
 ax.set(xlabel="cosine of the negative", ylabel="push")
@@ -397,7 +397,7 @@ exact = similarity_distillation(narrow, wide).item()
 assert entropy > 0.99 and abs(second_order / exact - 1) < 0.1, (entropy, second_order, exact)
 say(
     f"The rows have **{entropy:.1%}** of the largest entropy. For such flat rows the divergence is half the variance of the "
-    f"difference of the similarities along the row: {second_order:.5f} against the exact {exact:.5f}. At $T=1$ S2SD is a **least "
+    f"difference of the similarities along the row: {second_order:.5f} against the exact {exact:.5f}. At T = 1 S2SD is a **least "
     f"squares fit of the similarity matrix**, up to a constant in each row. That also says why its weight γ is so large: the "
     f"term itself is of the order of a hundredth."
 )
