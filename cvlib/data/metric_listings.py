@@ -127,6 +127,7 @@ def _annotations(path: Path, kind: MetricSet) -> tuple[list[str], list[int], lis
         paths = [str(np.asarray(value).item()) for value in rows["relative_im_path"]]
         classes = [int(np.asarray(value).item()) for value in rows["class"]]
         names = [str(np.asarray(value).item()) for value in table["class_names"].ravel()]
+    # what scipy raises on bytes that are no .mat file, or one of another layout or version (7.3)
     except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
         seen = f"{path} cannot be used ({type(error).__name__}: {error})"
         raise kind.error(seen, "annotations with relative_im_path and class, and class_names") from error
