@@ -85,14 +85,17 @@ class Motion:
 
 
 def _resample(times: Tensor, root: Tensor, q: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Return root and rotations every 1 / rate s from the first key frame to the last that is reached."""
+    """Return root and rotations every 1 / rate s from the first key frame to the last that is reached.
+
+    Key frames q of continuous signs give frames of continuous signs.
+    """
     n = math.floor(float(times[-1]) * rate + 1e-6) + 1
     at = torch.arange(n, dtype=times.dtype) / rate
     right = torch.searchsorted(times, at, right=True).clamp(1, len(times) - 1)
     left = right - 1
     share = ((at - times[left]) / (times[right] - times[left])).clamp(0, 1)
     between = torch.lerp(root[left], root[right], share[:, None])
-    return between, continuous(slerp(q[left], q[right], share[:, None, None]))
+    return between, slerp(q[left], q[right], share[:, None, None])
 
 
 def _frames(path: Path) -> tuple[Tensor, bool]:

@@ -43,8 +43,7 @@ def slerp(p: Tensor, q: Tensor, share: Tensor) -> Tensor:
     Source: Shoemake 1985, "Animating rotation with quaternion curves", SIGGRAPH. p and q are of unit length,
     in either sign; so is the result.
     """
-    cosine = (p * q).sum(-1, keepdim=True)
-    q, cosine = torch.where(cosine < 0, -q, q), cosine.abs()
+    q = torch.where((p * q).sum(-1, keepdim=True) < 0, -q, q)
     # the half angle from the chord: arccos loses half the digits where p and q are close
     angle = 2 * torch.asin(((q - p).norm(dim=-1, keepdim=True) / 2).clamp(max=1.0))
     sine = angle.sin()
