@@ -59,7 +59,7 @@ def test_a_lit_sphere_in_closed_form():
 
 
 def normals(scene: Scene, cameras: Cameras) -> tuple[torch.Tensor, Rendering]:
-    """Normals in the world (B, H, W, 3), read off white surfaces: light along the axes, less light against."""
+    """World normals (B, H, W, 3) read off white surfaces: light along the axes, less light against."""
     axes, dark = (
         torch.eye(3, dtype=torch.float64).expand(len(scene), 3, 3),
         torch.zeros(len(scene), 3).double(),
