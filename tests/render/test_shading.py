@@ -106,6 +106,15 @@ def test_light_stays_in_the_world_when_the_camera_turns():
     assert rgb[1, 16, 24] > 0.5 and rgb[1, 16, 8] == 0  # +x is on the right, seen from +z
 
 
+def test_light_beyond_white_is_cut_in_each_sub_ray():
+    one = torch.ones(1, 1, 3)
+    ball = Spheres(centre=0 * one, radius=torch.ones(1, 1), colour=torch.tensor([[[1.0, 0.5, 0.2]]]))
+    scene = Scene(spheres=ball, lights=Lights(-one, one, 3 * one[0]))
+    seen = render(scene, Cameras.look_at(5 * one[0], 0 * one[0], height=17, width=17))
+    torch.testing.assert_close(seen.rgb[:, 0], seen.alpha)  # 1 wherever a sub-ray meets the ball
+    torch.testing.assert_close(seen.rgb[0, :, 8, 8], torch.tensor([1.0, 1.0, 0.6]))
+
+
 def test_a_surface_that_faces_the_studio_light_shows_its_colour_and_none_is_brighter():
     lights = Lights.studio()
     n = unit(torch.randn(20000, 3))
