@@ -8,7 +8,8 @@ camera, so the optical centre is -Rᵀ t. Poses between cameras are X_target = R
 
 Pixels. (u, v, 1) ∝ K x_c, u to the right and v down, in pixels of the image's size. Pixel (row i, column j)
 covers j ≤ u ≤ j + 1, i ≤ v ≤ i + 1, and its centre is (j + ½, i + ½). Code that counts pixel centres from 0
-(such as the warps of Rombach et al. 2021) wants K with ½ subtracted from c_x and c_y.
+(such as the warps of Rombach et al. 2021) wants K with ½ subtracted from c_x and c_y. A K for images of
+1 x 1, as in RealEstate10K's files, becomes one in pixels by Cameras(K, R, t, 1, 1).resized(height, width).
 
 Depth. z of x_c, not the distance from the camera. A ray's direction is Rᵀ K⁻¹ (u, v, 1), which has z = 1, so
 the surface is at centre + depth · direction. Depth and ids are exact for the ray through the pixel's centre,

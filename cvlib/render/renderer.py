@@ -20,7 +20,7 @@ from cvlib.render.vectors import Vec, dot, turn, unit
 
 __all__ = ["Rendering", "render"]
 
-_TESTS = 2**17  # of rays against shapes at a time: what they need stays in a cache of a few MB
+_TESTS = {"cpu": 2**17, "other": 2**22}  # of rays against shapes at a time: in the cache, or a device's fill
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Rendering:
 
 
 @torch.no_grad()
-def render(scene: Scene, cameras: Cameras, *, supersample: int = 2, tests: int = _TESTS) -> Rendering:
+def render(scene: Scene, cameras: Cameras, *, supersample: int = 2, tests: int | None = None) -> Rendering:
     """Return what each camera sees of its scene; one scene serves all cameras, or one camera all scenes.
 
     With ``supersample`` s a pixel's rgb and alpha are means over the s x s sub-rays through the centres of
     equal squares, and colours are averaged as they are (no gamma). Depth and ids always belong to the one ray
     through the pixel's centre. The batch is worked off in groups of cameras with about ``tests``
-    intersections each, which bounds the memory. No gradient is recorded.
+    intersections each (left out: what suits the device), which bounds the memory. No gradient is recorded.
 
     Raises: BookError where batch sizes, types or devices disagree, or supersample is below 1.
     """
@@ -63,16 +63,16 @@ def render(scene: Scene, cameras: Cameras, *, supersample: int = 2, tests: int =
     centre = _View(scene, cameras, placed, n)
     fine = _View(scene, cameras.resized(supersample * height, supersample * width), placed, n)
     paint = _Paint(scene, cameras)
-    rgba = cameras.K.new_empty(n, 4, height, width)
-    depth = cameras.K.new_empty(n, height, width)
-    ids = torch.empty_like(depth, dtype=torch.int64)
-    for group in _groups(fine.costs(), tests):
+    rgb, alpha = cameras.K.new_empty(n, 3, height, width), cameras.K.new_empty(n, height, width)
+    depth, ids = torch.empty_like(alpha), torch.empty_like(alpha, dtype=torch.int64)
+    for group in _groups(fine.costs(), tests or _TESTS["cpu" if rgb.device.type == "cpu" else "other"]):
         traced = centre.trace(group)
         depth[group], ids[group] = traced.depth, paint.ids(traced, group)
         if supersample > 1:
             traced = fine.trace(group)
-        rgba[group] = F.avg_pool2d(paint.rgba(traced, group), supersample)
-    return Rendering(rgba[:, :3], rgba[:, 3], depth, ids)
+        rgba = F.avg_pool2d(paint.rgba(traced, group), supersample)
+        rgb[group], alpha[group] = rgba[:, :3], rgba[:, 3]
+    return Rendering(rgb, alpha, depth, ids)
 
 
 def _groups(costs: Tensor, budget: int) -> Iterator[slice]:

@@ -176,7 +176,10 @@ class Boxes(Shapes):
     def touch(numbers: Tensor, x: Vec) -> Touch:
         axes = numbers[6:15].unflatten(0, (3, 3))
         local = (numbers[:3] + (axes * torch.stack(x)).sum(1)) / numbers[3:6]  # -1 to 1
-        axis = local.abs().argmax(0)
+        ax, ay, az = local.abs()
+        axis = (1 + (az > ay).long()) * (
+            torch.maximum(ay, az) > ax
+        )  # of the largest: argmax is ten times slower
         side = local.gather(0, axis[None])[0].sign()
         normal = axes.gather(0, axis.expand(1, 3, -1))[0] * side
         a, b, c = local

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from cvlib.errors import BookError
 from cvlib.render import (
     Boxes,
     Cameras,
@@ -286,62 +284,3 @@ def test_cuda_agrees():
     torch.testing.assert_close(seen.depth.cpu(), want.depth)
     torch.testing.assert_close(seen.rgb.cpu(), want.rgb)
     assert torch.equal(seen.ids.cpu(), want.ids)
-
-
-def ball(**fields: object) -> Spheres:
-    like = {"centre": torch.zeros(2, 3, 3), "radius": torch.ones(2, 3), "colour": torch.ones(2, 3, 3)}
-    return Spheres(**(like | fields))
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"radius": torch.zeros(2, 3)}, "radius of 0"),
-        ({"radius": torch.full((2, 3), math.nan)}, "NaN"),
-        ({"radius": torch.ones(2, 3, 1)}, "radius of shape"),
-        ({"radius": torch.ones(2, 3).double()}, "float64"),
-        ({"centre": torch.zeros(2, 3)}, r"\(B, N, 3\)"),
-        ({"centre": torch.full((2, 3, 3), math.inf)}, "infinity"),
-        ({"colour": torch.full((2, 3, 3), 1.5)}, r"\[0, 1\]"),
-        ({"colour": torch.ones(2, 3, 6, 3)}, "colour of shape"),
-        ({"rotation": torch.ones(2, 3, 3, 3)}, "a rotation"),
-        ({"part": torch.zeros(2, 3, dtype=torch.int64)}, "at least 1"),
-        ({"part": torch.ones(2, 3)}, "int64"),
-        ({"shown": torch.ones(2, 3, dtype=torch.int64)}, "bool"),
-    ],
-)
-def test_bad_shapes_are_told(fields, said):
-    ball()
-    with pytest.raises(BookError, match=said):
-        ball(**fields)
-
-
-def test_other_bad_shapes_are_told():
-    one = torch.ones(1, 1, 3)
-    with pytest.raises(BookError, match="half of 0"):
-        Boxes(centre=one, half=0 * one, colour=one)
-    with pytest.raises(BookError, match="normal"):
-        Planes(point=one, normal=0 * one, colour=one)
-    with pytest.raises(BookError, match="radius of -1"):
-        Capsules(a=one, b=one, radius=-torch.ones(1, 1), colour=one)
-    along = Capsules(a=one, b=2 * one, radius=torch.ones(1, 1), colour=one, reference=3 * one)
-    with pytest.raises(BookError, match="along the axis"):
-        render(Scene(capsules=along), frontal(8).to(dtype=torch.float32))
-
-
-def test_bad_scenes_are_told():
-    with pytest.raises(BookError, match="without shapes"):
-        Scene()
-    with pytest.raises(BookError, match="2 scenes, lights for 1"):
-        Scene(spheres=ball(), lights=Lights.studio(1))
-    with pytest.raises(BookError, match="textures 0 to 0 of 0"):
-        Scene(spheres=ball(texture=torch.zeros(2, 3, dtype=torch.int64)))
-    with pytest.raises(BookError, match="textures of shape"):
-        Scene(spheres=ball(), textures=torch.ones(1, 4, 8, 8))
-    scene = Scene(spheres=ball(), lights=Lights.studio(2))
-    with pytest.raises(BookError, match="2 scenes, 3 cameras"):
-        render(scene, frontal(8, n=3).to(dtype=torch.float32))
-    with pytest.raises(BookError, match="float64"):
-        render(scene, frontal(8, n=2))
-    with pytest.raises(BookError, match="supersample 0"):
-        render(scene, frontal(8, n=2).to(dtype=torch.float32), supersample=0)

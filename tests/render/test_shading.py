@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cvlib.errors import BookError
-from cvlib.render import Cameras, Capsules, Lights, Planes, Rendering, Scene, Spheres, render, sample_textures
+from cvlib.render import Cameras, Lights, Rendering, Scene, Spheres, render, sample_textures
 from tests.render.scenes import around, clutter, frontal, sdf_box, sdf_capsule, unit
 
 
@@ -59,7 +58,7 @@ def test_a_lit_sphere_in_closed_form():
 
 
 def normals(scene: Scene, cameras: Cameras) -> tuple[torch.Tensor, Rendering]:
-    """World normals (B, H, W, 3) read off white surfaces: light along the axes, less light against."""
+    """Normals in the world (B, H, W, 3), read off white surfaces: light along the axes less light against."""
     axes, dark = (
         torch.eye(3, dtype=torch.float64).expand(len(scene), 3, 3),
         torch.zeros(len(scene), 3).double(),
@@ -107,73 +106,20 @@ def test_light_stays_in_the_world_when_the_camera_turns():
     assert rgb[1, 16, 24] > 0.5 and rgb[1, 16, 8] == 0  # +x is on the right, seen from +z
 
 
+def test_light_beyond_white_is_cut_in_each_sub_ray():
+    one = torch.ones(1, 1, 3)
+    ball = Spheres(centre=0 * one, radius=torch.ones(1, 1), colour=torch.tensor([[[1.0, 0.5, 0.2]]]))
+    scene = Scene(spheres=ball, lights=Lights(-one, one, 3 * one[0]))
+    seen = render(scene, Cameras.look_at(5 * one[0], 0 * one[0], height=17, width=17))
+    torch.testing.assert_close(seen.rgb[:, 0], seen.alpha)  # 1 wherever a sub-ray meets the ball
+    torch.testing.assert_close(seen.rgb[0, :, 8, 8], torch.tensor([1.0, 1.0, 0.6]))
+
+
 def test_a_surface_that_faces_the_studio_light_shows_its_colour_and_none_is_brighter():
     lights = Lights.studio()
     n = unit(torch.randn(20000, 3))
     shade = lights.ambient[0] + (n @ unit(lights.direction[0]).T).clamp_min(0) @ lights.colour[0]
     assert 0.99 < shade.max() <= 1 and shade.min() > 0.5
-
-
-def test_planes_count_units_along_their_reference():
-    texture = torch.rand(1, 3, 6, 6, dtype=torch.float64)
-    plane = Planes(
-        point=f64([[[0.3, 0.1, 2.0]]]),
-        normal=f64([[[0, 0, -5.0]]]),
-        reference=f64([[[2.0, 0, 1.0]]]),  # x, once it is perpendicular to the normal
-        colour=torch.ones(1, 1, 3, dtype=torch.float64),
-        texture=torch.zeros(1, 1, dtype=torch.int64),
-        uv=f64([[[0.5, 2.0, 0.25, 0.0]]]),
-    )
-    cameras = frontal()
-    seen = render(Scene(planes=plane, textures=texture), cameras, supersample=1)
-    torch.testing.assert_close(seen.depth, torch.full_like(seen.depth, 2))
-    x = cameras.unproject(seen.depth)[0].flatten(0, 1)
-    # normal x reference = -z x x = -y
-    u, v = x[:, 0] - 0.3, -(x[:, 1] - 0.1)
-    want = sample_textures(texture, torch.zeros(len(u), dtype=torch.int64), 0.5 * u + 0.25, 2 * v)
-    torch.testing.assert_close(seen.rgb[0].flatten(1), want)
-
-
-def ramp(axis: int, n: int = 512) -> torch.Tensor:
-    """A texture whose colour is the coordinate u (axis 1) or v (axis 0), but at the seam."""
-    line = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    return (line.view(-1, 1) if axis == 0 else line.view(1, -1)).expand(1, 3, n, n)
-
-
-def link(reference: list[float], b: list[float]) -> Capsules:
-    return Capsules(
-        a=f64([[[0, 0, 4.0]]]),
-        b=f64([[b]]),
-        radius=f64([[0.4]]),
-        colour=torch.ones(1, 1, 3, dtype=torch.float64),
-        texture=torch.zeros(1, 1, dtype=torch.int64),
-        reference=f64([[reference]]),
-    )
-
-
-def test_a_capsules_v_runs_from_tip_to_tip_and_u_around():
-    cameras = frontal(65)
-    # the axis up in the image (-y), the reference to the right
-    limb = link([1.0, 0, 0], [0, -1.0, 4.0])
-    along = render(Scene(capsules=limb, textures=ramp(0)), cameras, supersample=1)
-    x = cameras.unproject(along.depth)[along.ids == 1]
-    is_inner = (x[:, 1] > -1.38) & (x[:, 1] < 0.38)  # the seam of the texture is at the tips
-    v = (-x[:, 1] + 0.4) / (1 + 0.8)
-    torch.testing.assert_close(along.rgb[0, 0][along.ids[0] == 1][is_inner], v[is_inner])
-    around_it = render(Scene(capsules=limb, textures=ramp(1)), cameras, supersample=1)
-    # y' = axis x reference = -y x x = z: away from the camera, so what is seen has negative angles
-    u = torch.atan2(x[:, 2] - 4, x[:, 0]) / (2 * math.pi) % 1
-    is_inner = (u > 0.01) & (u < 0.99)
-    torch.testing.assert_close(around_it.rgb[0, 0][around_it.ids[0] == 1][is_inner], u[is_inner])
-
-
-def test_the_texture_moves_with_the_link():
-    """A link swung about the view axis with its reference shows its texture swung, pixel by pixel."""
-    texture = torch.rand(1, 3, 8, 8, dtype=torch.float64)
-    up = render(Scene(capsules=link([1.0, 0, 0], [0, -1.0, 4.0]), textures=texture), frontal(65))
-    right = render(Scene(capsules=link([0, 1.0, 0], [1.0, 0, 4.0]), textures=texture), frontal(65))
-    torch.testing.assert_close(right.rgb, up.rgb.rot90(-1, (2, 3)))
-    torch.testing.assert_close(right.depth, up.depth.rot90(-1, (1, 2)))
 
 
 @pytest.mark.parametrize(
