@@ -398,7 +398,9 @@ if decided["C4"]["comparisons"]:
         + (
             "The gain is knowledge that is handed over."
             if heads["holds"]
-            else "Here much of the gain is multi-task training: the heads improve the features under the embedding."
+            else "Much of the gain is multi-task training: the heads improve the features under the embedding."
+            if heads["low"] > 0
+            else f"The difference, {heads['mean']:+.1f} [{heads['low']:+.1f}, {heads['high']:+.1f}], does not decide it."
         )
     )
 
