@@ -17,7 +17,14 @@ from cvlib.data.base import STEP, Dataset, Draws, Items, derived_generator
 from cvlib.data.bodies_backgrounds import KINDS, Backgrounds, Drawn
 from cvlib.data.bodies_figure import MERGED, PARTS, merge
 from cvlib.data.bodies_people import draw_looks, draw_shapes
-from cvlib.data.bodies_scenes import Views, draw_bodies, frames_of, joint_places, rotations_of, sample_views
+from cvlib.data.bodies_scenes import (
+    Viewpoints,
+    draw_bodies,
+    frames_of,
+    joint_places,
+    rotations_of,
+    sample_views,
+)
 from cvlib.data.mocap import CLIPS
 from cvlib.data.mocap_skeleton import JOINTS
 from cvlib.data.store import digest, open_store
@@ -166,7 +173,7 @@ def _build(path: Path, factors: dict[str, Any], image_size: int) -> None:
             pose = image // _LOOKS
             shape = pose // (n // _LOOKS // n_shapes)
             people = factors["looks"][_LOOKS * shape + image % _LOOKS]
-            view = Views(factors["views"].table[pose])
+            view = Viewpoints(factors["views"].table[pose])
             drawn = draw_bodies(
                 factors["rotations"][pose], factors["shapes"][shape], people, view, image_size
             )

@@ -10,7 +10,16 @@ from torch import Tensor
 from cvlib.data.base import derived_generator
 from cvlib.data.mocap_skeleton import JOINTS, OFFSETS
 
-__all__ = ["GARMENTS", "PATTERNS", "SHAPE", "Looks", "draw_looks", "draw_shapes", "limb_offsets", "textures"]
+__all__ = [
+    "GARMENTS",
+    "PATTERNS",
+    "SHAPE",
+    "Outfits",
+    "draw_looks",
+    "draw_shapes",
+    "limb_offsets",
+    "textures",
+]
 
 #: what a shape says, each a factor with its largest deviation from 1
 SHAPE: dict[str, float] = {
@@ -31,7 +40,7 @@ _DARKEST_HAIR, _LIGHTEST_HAIR = (0.08, 0.06, 0.05), (0.85, 0.70, 0.45)
 
 
 @dataclass(frozen=True)
-class Looks:
+class Outfits:
     """The looks of B people; a garment is its first colour where its pattern is plain."""
 
     colours: Tensor  #: (B, 5, 2, 3) in [0, 1], two for each of GARMENTS
@@ -40,8 +49,8 @@ class Looks:
     def __len__(self) -> int:
         return len(self.patterns)
 
-    def __getitem__(self, rows: Tensor) -> Looks:
-        return Looks(self.colours[rows], self.patterns[rows])
+    def __getitem__(self, rows: Tensor) -> Outfits:
+        return Outfits(self.colours[rows], self.patterns[rows])
 
 
 def draw_shapes(n: int, seed: int, *words: object) -> Tensor:
@@ -77,14 +86,14 @@ def _look(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return colours, patterns
 
 
-def draw_looks(n: int, seed: int, *words: object) -> Looks:
+def draw_looks(n: int, seed: int, *words: object) -> Outfits:
     """Return ``n`` looks; look i is the same for any n.
 
     Skin and hair lie between two tones, clothes anywhere in the colour cone but its grey core; shirt and
     trousers have one of :data:`PATTERNS`, plain twice as often as each other.
     """
     looks = [_look(derived_generator(seed, "look", *words, i)) for i in range(n)]
-    return Looks(*(torch.stack(one) for one in zip(*looks, strict=True)))
+    return Outfits(*(torch.stack(one) for one in zip(*looks, strict=True)))
 
 
 def limb_offsets(shapes: Tensor) -> Tensor:
@@ -109,7 +118,7 @@ def _tiles() -> Tensor:
     return torch.stack([u < 0, v < 0.5, u < 0.5, dots, (u < 0.5) ^ (v < 0.5)]).float()
 
 
-def textures(looks: Looks) -> Tensor:
+def textures(looks: Outfits) -> Tensor:
     """Return the garments' textures (5 B, 3, TILE, TILE) in [0, 1]: of person b, garment g row 5 b + g."""
     where = _tiles()[looks.patterns][:, :, None]
     first, second = looks.colours.unbind(2)

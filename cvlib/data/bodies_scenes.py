@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvlib.data.base import derived_generator
 from cvlib.data.bodies_figure import CAPSULES, Figures, pose_figures
-from cvlib.data.bodies_people import GARMENTS, SHAPE, Looks, textures
+from cvlib.data.bodies_people import GARMENTS, SHAPE, Outfits, textures
 from cvlib.data.mocap import CLIPS, clip
 from cvlib.data.mocap_rotations import about, product
 from cvlib.data.mocap_windows import listing
@@ -18,7 +18,7 @@ from cvlib.render import Cameras, Capsules, Lights, Scene, render
 
 __all__ = [
     "VIEW",
-    "Views",
+    "Viewpoints",
     "cameras_of",
     "draw_bodies",
     "frames_of",
@@ -71,7 +71,7 @@ def _turned(q: Tensor, angle: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Views:
+class Viewpoints:
     """How B bodies are seen, float64 (B, 9), columns as in :data:`VIEW`."""
 
     table: Tensor
@@ -82,15 +82,15 @@ class Views:
         return self.table[:, list(VIEW).index(name)]
 
 
-def sample_views(n: int, seed: int, *words: object) -> Views:
+def sample_views(n: int, seed: int, *words: object) -> Viewpoints:
     """Return ``n`` views; view i is the same for any n."""
     low, high = torch.tensor(list(VIEW.values()), dtype=torch.float64).T
     generators = (derived_generator(seed, "view", *words, i) for i in range(n))
     u = torch.stack([torch.rand(len(VIEW), generator=g, dtype=torch.float64) for g in generators])
-    return Views(low + (high - low) * u)
+    return Viewpoints(low + (high - low) * u)
 
 
-def cameras_of(rotations: Tensor, views: Views, image_size: int) -> Cameras:
+def cameras_of(rotations: Tensor, views: Viewpoints, image_size: int) -> Cameras:
     """Return cameras that see the poses (B, 15, 4), already turned by their yaw, whole and in the middle.
 
     They depend on pose and view alone: the largest body is fitted, so that people of all shapes are seen by
@@ -120,7 +120,7 @@ def cameras_of(rotations: Tensor, views: Views, image_size: int) -> Cameras:
     return replace(cameras, K=K)
 
 
-def _lights(views: Views) -> Lights:
+def _lights(views: Viewpoints) -> Lights:
     """A key light on the camera's side, and a third of it from the other side and below."""
     rise, side = views.light_elevation.deg2rad(), views.light_azimuth.deg2rad()
     key = torch.stack([rise.cos() * side.cos(), rise.sin(), rise.cos() * side.sin()], -1)
@@ -153,12 +153,12 @@ def _capsules(figures: Figures) -> Capsules:
     )
 
 
-def _placed(rotations: Tensor, shapes: Tensor, views: Views, image_size: int) -> tuple[Figures, Cameras]:
+def _placed(rotations: Tensor, shapes: Tensor, views: Viewpoints, image_size: int) -> tuple[Figures, Cameras]:
     turned = _turned(rotations, views.yaw.deg2rad())
     return pose_figures(turned, shapes), cameras_of(turned, views, image_size)
 
 
-def joint_places(rotations: Tensor, shapes: Tensor, views: Views, image_size: int) -> Tensor:
+def joint_places(rotations: Tensor, shapes: Tensor, views: Viewpoints, image_size: int) -> Tensor:
     """Return where the joints of B bodies are seen, float (B, 15, 2), hidden ones too.
 
     Right and down in pixels from the image's upper left corner; the first pixel's centre is (.5, .5). The
@@ -168,7 +168,9 @@ def joint_places(rotations: Tensor, shapes: Tensor, views: Views, image_size: in
     return cameras.project(figures.joints)[0].float()
 
 
-def draw_bodies(rotations: Tensor, shapes: Tensor, looks: Looks, views: Views, image_size: int) -> Tensor:
+def draw_bodies(
+    rotations: Tensor, shapes: Tensor, looks: Outfits, views: Viewpoints, image_size: int
+) -> Tensor:
     """Return B bodies as bytes (B, 5, S, S): colour times alpha, alpha, and the id of the part.
 
     ``rotations`` (B, 15, 4) face +x (:func:`rotations_of`), the yaw of ``views`` turns them; ``shapes``

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from cvlib.data.bodies_figure import CAPSULES, PARTS, pose_figures
-from cvlib.data.bodies_people import PATTERNS, SHAPE, Looks, draw_looks, draw_shapes, limb_offsets, textures
+from cvlib.data.bodies_people import PATTERNS, SHAPE, Outfits, draw_looks, draw_shapes, limb_offsets, textures
 from cvlib.data.bodies_scenes import (
     FOV,
     VIEW,
-    Views,
+    Viewpoints,
     cameras_of,
     draw_bodies,
     frames_of,
@@ -27,9 +27,9 @@ from cvlib.data.mocap_skeleton import JOINTS, SWAPPED
 FRAMES = [("walk", 4, False), ("kick", 12, False), ("getup_faceup", 20, True), ("cartwheel", 25, False)]
 
 
-def view(n: int, **values: float) -> Views:
+def view(n: int, **values: float) -> Viewpoints:
     middle = {name: (low + high) / 2 for name, (low, high) in VIEW.items()} | values
-    return Views(torch.tensor([[middle[name] for name in VIEW]], dtype=torch.float64).repeat(n, 1))
+    return Viewpoints(torch.tensor([[middle[name] for name in VIEW]], dtype=torch.float64).repeat(n, 1))
 
 
 def distance_to(points: np.ndarray, a: np.ndarray, b: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_masks_equal_marching_along_each_ray(which):
     c, s = math.cos(half), math.sin(half)
     turned[0, 0] = torch.tensor([c * w - s * y, c * x + s * z, c * y + s * w, c * z - s * x])
     body = pose_figures(turned, shapes[which : which + 1])
-    one = Views(views.table[which : which + 1])
+    one = Viewpoints(views.table[which : which + 1])
     camera = cameras_of(turned, one, size)
     R, t = camera.R[0].numpy(), camera.t[0].numpy()
     focal = size / 2 / math.tan(math.radians(FOV) / 2)
@@ -103,7 +103,9 @@ def test_a_mirrored_pose_gives_the_mirrored_picture():
     """Mirror the motion, the yaw and the light: left and right change places in the image and in the mask."""
     frames, flipped = [(n, k, False) for n, k, _ in FRAMES], [(n, k, True) for n, k, _ in FRAMES]
     shapes, looks = draw_shapes(4, 2), draw_looks(4, 2)
-    looks = Looks(looks.colours, torch.zeros_like(looks.patterns))  # patterns turn the same way on both sides
+    looks = Outfits(
+        looks.colours, torch.zeros_like(looks.patterns)
+    )  # patterns turn the same way on both sides
     here, there = (view(4, yaw=s * 40.0, right=s * 0.02, light_azimuth=s * 30.0) for s in (1, -1))
     places, other = (
         joint_places(rotations_of(f), shapes, v, 64) for f, v in ((frames, here), (flipped, there))
@@ -202,7 +204,7 @@ def test_hoops_go_around_the_hips_too():
     colours, patterns = torch.ones_like(looks.colours), torch.zeros_like(looks.patterns)
     colours[0, 3, 1], patterns[0, 3] = 0.0, PATTERNS.index("hoops")
     light = view(1, yaw=0.0, key=0.0, ambient=1.0)
-    drawn = draw_bodies(rotations_of(FRAMES[:1]), torch.ones(1, 6), Looks(colours, patterns), light, 128)[
+    drawn = draw_bodies(rotations_of(FRAMES[:1]), torch.ones(1, 6), Outfits(colours, patterns), light, 128)[
         0
     ].int()
     torso, red = drawn[4] == PARTS.index("torso"), drawn[0]
