@@ -57,3 +57,24 @@ def test_the_peer_cuts_and_composites_what_lies_there(page, channels):
     picture[0, :, :, 3:] = 255  # opaque: the ground does not matter
     image = page.OneByOne(picture, 4)[0]
     torch.testing.assert_close(image, torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 4, 4))
+
+
+PROGRAM = """
+import sys
+who, seconds = sys.argv[1], {"ours": 2.0, "peer": 6.0}
+print(seconds[who], {"ours": 5, "peer": 50}[who], sys.argv[2], 0.5 if who == "ours" else 0.5 + float(sys.argv[3]))
+"""
+
+
+def test_a_race_of_processes_reads_time_memory_and_results(page):
+    page.race_apart("apart", PROGRAM, [7, 0], "slower", 2)
+    (row,) = page.rows
+    assert (row.ours, row.peer, row.ratio, row.unit) == (2000, 6000, 3, "ms")
+    assert (row.peak_mb, row.peer_peak_mb) == (5, 50)
+    with pytest.raises(AssertionError):  # other results: not the same work
+        page.race_apart("apart", PROGRAM, [7, 1], "slower", 1)
+
+
+def test_the_retrieval_race_is_between_equal_scores(page):
+    page.race_apart("retrieval", page.RETRIEVAL, [300, 15], "pytorch-metric-learning", 1)
+    assert page.rows[0].ours > 0
