@@ -17,7 +17,7 @@ from cvlib.data.store import digest, open_store
 from cvlib.errors import BookError
 from cvlib.nn.backbones import Backbone
 
-__all__ = ["PictureViews", "StageViews", "Views"]
+__all__ = ["ClassSubset", "PictureViews", "StageViews", "Views"]
 
 _ROWS = 256  # pictures that pass the frozen stages together
 _FORMAT = 1  # raise when what is cached changes
@@ -126,6 +126,35 @@ class StageViews:
 
     def fixed(self, index: Tensor) -> Tensor:
         return self._at(torch.zeros(len(index), dtype=torch.long), index)
+
+
+class ClassSubset:
+    """The items of ``n_classes`` classes of other views, drawn by ``seed``; the classes are numbered anew.
+
+    Training on few classes is its own question: the fewer there are, the less a network that only tells them
+    apart has to know. ``rows`` (M,) int64 says which items were kept. Raises: BookError for fewer than 2
+    classes, or more than there are.
+    """
+
+    def __init__(self, views: Views, n_classes: int, seed: int = 0) -> None:
+        classes = views.labels.unique()
+        if not 2 <= n_classes <= len(classes):
+            raise BookError(f"{n_classes} classes", f"2 to {len(classes)}, those of the data")
+        order = torch.randperm(len(classes), generator=derived_generator(seed, "classes"))
+        chosen = classes[order[:n_classes]].sort().values
+        self.views, self.stage = views, views.stage
+        self.rows = torch.isin(views.labels, chosen).nonzero()[:, 0]
+        self.labels = torch.searchsorted(chosen, views.labels[self.rows])
+        self.hash = digest([views.hash, chosen.tolist()], 16)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor, generator: torch.Generator, n: int = 1) -> list[Tensor]:
+        return self.views.take(self.rows[index], generator, n)
+
+    def fixed(self, index: Tensor) -> Tensor:
+        return self.views.fixed(self.rows[index])
 
 
 def _classes(data: Dataset, label: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from cvlib.data import emoji, views
 from cvlib.data.base import Dataset, Items, derived_generator
-from cvlib.data.views import PictureViews, StageViews
+from cvlib.data.views import ClassSubset, PictureViews, StageViews
 from cvlib.errors import BookError
 from cvlib.nn.backbones import Backbone, BatchNorm, SmallCNN
 
@@ -288,3 +288,33 @@ def test_values_beyond_half_precision_are_told(toy, own_cache):
     with pytest.raises(BookError, match=r"after stage 2 of tiny; wanted at most 65504"):
         StageViews(toy, net, 2, 1)
     assert not [*(own_cache / "views").glob("*")]  # nothing half-made stays
+
+
+def test_a_subset_has_whole_classes_numbered_anew(toy, own_cache):
+    whole = StageViews(toy, Tiny(), 2, 2)
+    few = ClassSubset(whole, 3, seed=1)
+    old = whole.labels[few.rows]
+    kept = old.unique()
+    assert len(kept) == 3 and len(few) == len(few.labels) == 3 * N // 5  # all items of each
+    assert few.labels.unique().tolist() == [0, 1, 2] and (kept[few.labels] == old).all()
+    index = torch.tensor([4, 0, 4])
+    assert torch.equal(few.fixed(index), whole.fixed(few.rows[index]))
+    ours = few.take(index, derived_generator(0, "t"), 2)
+    theirs = whole.take(few.rows[index], derived_generator(0, "t"), 2)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert few.stage == 2 and torch.equal(ClassSubset(whole, 3, seed=1).rows, few.rows)
+
+
+def test_subsets_differ_by_seed_and_are_told_apart():
+    whole = SimpleNamespace(labels=torch.arange(200) % 50, stage=0, hash="x")
+    subsets = [ClassSubset(whole, 10, seed) for seed in range(5)]
+    assert len({tuple(s.rows.tolist()) for s in subsets}) == len({s.hash for s in subsets}) == 5
+    everything = ClassSubset(whole, 50)
+    assert everything.rows.tolist() == list(range(200)) and torch.equal(everything.labels, whole.labels)
+
+
+@pytest.mark.parametrize("n", [1, 51])
+def test_a_subset_of_too_few_or_too_many_classes_is_told(n):
+    whole = SimpleNamespace(labels=torch.arange(100) % 50, stage=0, hash="x")
+    with pytest.raises(BookError, match=f"{n} classes.*2 to 50"):
+        ClassSubset(whole, n)
