@@ -62,7 +62,8 @@ def test_the_peer_cuts_and_composites_what_lies_there(page, channels):
 PROGRAM = """
 import sys
 who, seconds = sys.argv[1], {"ours": 2.0, "peer": 6.0}
-print(seconds[who], {"ours": 5, "peer": 50}[who], sys.argv[2], 0.5 if who == "ours" else 0.5 + float(sys.argv[3]))
+found = 0.5 + float(sys.argv[3]) * (who == "peer")
+print(seconds[who], {"ours": 5, "peer": 50}[who], sys.argv[2], found)
 """
 
 
