@@ -28,14 +28,14 @@
 #
 # | | claim | where it is tested |
 # |---|---|---|
-# | C1 | Four heads of width $D/4$ beat one discriminative head of width $D$ | below for one seed; several seeds are open |
-# | C2 | The more relations, the higher the recall: none < one < two < three beside the discriminative one | open |
-# | C3 | The self-supervised loss on the discriminative head itself hurts; on a head of its own it helps | open |
-# | C4 | Four discriminative heads, decorrelated, gain less than four relations | open |
-# | C5 | Decorrelation helps, up to a strength beyond which it harms | open; its two gradients below |
-# | C6 | Each auxiliary head alone is worse than the discriminative one, all together are better | below, for one seed |
-# | C7 | Weighing negatives by distance is better than plain noise contrast | open; what the weights do below |
-# | C8 | The joint embedding has a flatter spectrum and looser classes | below, for one seed |
+# | C1 | Four heads of width $D/4$ beat one discriminative head of width $D$ | {doc}`diva_claims` |
+# | C2 | The more relations, the higher the recall: none < one < two < three beside the discriminative one | {doc}`diva_claims` |
+# | C3 | The self-supervised loss on the discriminative head itself hurts; on a head of its own it helps | {doc}`diva_claims` |
+# | C4 | Four discriminative heads, decorrelated, gain less than four relations | {doc}`diva_claims` |
+# | C5 | Decorrelation helps, up to a strength beyond which it harms | {doc}`diva_claims`; its two gradients below |
+# | C6 | Each auxiliary head alone is worse than the discriminative one, all together are better | {doc}`diva_claims`; below for one seed |
+# | C7 | Weighing negatives by distance is better than plain noise contrast | {doc}`diva_claims`; what the weights do below |
+# | C8 | The joint embedding has a flatter spectrum and looser classes | {doc}`diva_claims`; below for one seed |
 #
 # | scale | command | what it needs |
 # |---|---|---|
@@ -1675,7 +1675,8 @@ say(
 # S2SD {cite}`roth2021s2sd` kept the observation, that the objective forgets more than it must, and dropped the extra
 # questions: there a wide embedding that exists only in training teaches the narrow one, and the gain is as large.
 # Self-supervised features trained at scale have since become the better starting point for retrieval, and the argument
-# of this page explains why: they were never asked to forget. Several seeds and a tuning of equal budget for every arm, which a verdict wants, are open.
+# of this page explains why: they were never asked to forget. What several seeds and a tuning of equal budget say about each
+# claim stands in {doc}`diva_claims`.
 
 # %%
 if page.record:  # the report run leaves its network to the quick pages
