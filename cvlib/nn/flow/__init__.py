@@ -1,0 +1,24 @@
+"""Invertible networks with conditions: the flow that two chapters share, layer by layer."""
+
+from __future__ import annotations
+
+from cvlib.nn.flow.activations import InvertibleLeakyReLU
+from cvlib.nn.flow.actnorm import ActNorm
+from cvlib.nn.flow.conditioning import LabelEmbedder, MapEmbedder, VectorEmbedder
+from cvlib.nn.flow.coupling import AffineCoupling, TwinNets
+from cvlib.nn.flow.flow import ConditionalFlow, FlowBlock, Projection
+from cvlib.nn.flow.shuffle import Shuffle
+
+__all__ = [
+    "ActNorm",
+    "AffineCoupling",
+    "ConditionalFlow",
+    "FlowBlock",
+    "InvertibleLeakyReLU",
+    "LabelEmbedder",
+    "MapEmbedder",
+    "Projection",
+    "Shuffle",
+    "TwinNets",
+    "VectorEmbedder",
+]
