@@ -5,8 +5,10 @@ from __future__ import annotations
 from cvlib.nn.flow.activations import InvertibleLeakyReLU
 from cvlib.nn.flow.actnorm import ActNorm
 from cvlib.nn.flow.conditioning import LabelEmbedder, MapEmbedder, VectorEmbedder
+from cvlib.nn.flow.convert import convert_flow
 from cvlib.nn.flow.coupling import AffineCoupling, TwinNets
 from cvlib.nn.flow.flow import ConditionalFlow, FlowBlock, Projection
+from cvlib.nn.flow.semantic import SemanticFlow, factor_sizes, pair_loss
 from cvlib.nn.flow.shuffle import Shuffle
 
 __all__ = [
@@ -18,7 +20,11 @@ __all__ = [
     "LabelEmbedder",
     "MapEmbedder",
     "Projection",
+    "SemanticFlow",
     "Shuffle",
     "TwinNets",
     "VectorEmbedder",
+    "convert_flow",
+    "factor_sizes",
+    "pair_loss",
 ]

@@ -1,6 +1,7 @@
 """A leaky ReLU that can be undone.
 
-Source: Rombach et al. 2020, option ``lrelu`` of the authors' code, which leaves out its log-determinant.
+Source: option ``lrelu`` in the authors' code of Rombach et al. 2020a (Making Sense of CNNs), where its
+log-determinant is left out.
 """
 
 from __future__ import annotations

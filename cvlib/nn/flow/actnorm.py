@@ -1,6 +1,6 @@
 """Affine normalisation whose first batch decides where it starts.
 
-Source: Kingma and Dhariwal 2018, Sec. 3.1; Rombach et al. 2020, Sec. 3.2 (the blocks of the flow).
+Source: Kingma and Dhariwal 2018, Sec. 3.1; Rombach et al. 2020a (Making Sense of CNNs), blocks of the flow.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Networks H that turn a condition into a vector h: for vectors, for class labels and for feature maps.
 
-Source: Rombach et al. 2020, Sec. 3.2 and appendix (maps; vectors by 1x1 convolutions); Rombach et al. 2020b,
-appendix (a perceptron of width 256 with BatchNorm).
+Source: the authors' code of Rombach et al. 2020a (Making Sense of CNNs: maps; vectors by 1x1 convolutions)
+and 2020b (Network-to-Network Translation: a perceptron of width 256 with BatchNorm).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class VectorEmbedder(nn.Module):
 
     ``norm="batch"`` is what the published translators have. It makes h depend on the batch and on the mode,
     so that a flow run forward in training mode and back in evaluation mode does not return; ``"actnorm"``
-    (the paper on invariances, with slope 0.2) and ``"none"`` treat each row alone in both modes.
+    (Making Sense of CNNs, with slope 0.2) and ``"none"`` treat each row alone in both modes.
 
     Shapes: (B, C), (B, C, 1, 1) to (B, widths[-1]). Raises: BookError if C is not widths[0].
     """
@@ -42,7 +43,7 @@ class VectorEmbedder(nn.Module):
         norms: dict[str, type[nn.Module]] = {"actnorm": _Normalise, "batch": nn.BatchNorm1d}
         self.dim_in, self.dim = widths[0], widths[-1]
         self.layers = nn.Sequential(nn.Linear(widths[0], widths[1]))
-        for before, after in zip(widths[1:], widths[2:], strict=False):
+        for before, after in pairwise(widths[1:]):
             if norm != "none":
                 self.layers.append(norms[norm](before))
             self.layers.append(nn.LeakyReLU(slope))
@@ -58,7 +59,7 @@ class VectorEmbedder(nn.Module):
 class LabelEmbedder(VectorEmbedder):
     """H of the one-hot code of labels: (B,) integers in [0, widths[0]) to (B, widths[-1]).
 
-    Source: Esser et al. 2020 (A Note on Data Biases), whose condition is the number of the data set.
+    Source: Esser et al. 2020b (A Note on Data Biases), whose condition is the number of the data set.
     Raises: BookError if a label is out of range or not an integer.
     """
 
@@ -77,7 +78,7 @@ class LabelEmbedder(VectorEmbedder):
         if ((labels < 0) | (labels >= self.dim_in)).any():
             seen = f"labels from {labels.min().item()} to {labels.max().item()}"
             raise BookError(seen, f"0 to {self.dim_in - 1}")
-        return F.one_hot(labels.long(), self.dim_in).to(self.layers[0].weight.dtype)  # type: ignore[union-attr]
+        return F.one_hot(labels.long(), self.dim_in).to(next(self.parameters()).dtype)
 
 
 class MapEmbedder(nn.Module):
@@ -97,7 +98,8 @@ class MapEmbedder(nn.Module):
         self.layers = nn.Sequential()
         for k in range(n_down):
             after = 64 * min(2**k, 16)
-            self.layers += [nn.Conv2d(channels, after, 4, 2, 1, bias=False), _Normalise(after), nn.LeakyReLU(0.2)]
+            conv = nn.Conv2d(channels, after, 4, stride=2, padding=1, bias=False)
+            self.layers.extend([conv, _Normalise(after), nn.LeakyReLU(0.2)])
             channels = after
         self.layers.append(nn.Conv2d(channels, dim, side >> n_down))
 

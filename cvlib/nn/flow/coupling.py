@@ -1,11 +1,12 @@
 """Double affine coupling: each half of the features is scaled and moved by what the other half says.
 
-Source: Dinh et al. 2017, Eqs. 7-8; Rombach et al. 2020, Sec. 3.2, and Rombach et al. 2020b (network-to-network
-translation), whose scales pass a tanh.
+Source: Dinh et al. 2017 (Real NVP), Secs. 3.2 and 3.5; Rombach et al. 2020a (Making Sense of CNNs) and 2020b
+(Network-to-Network Translation), whose scales pass a tanh.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from cvlib.errors import BookError
 
 __all__ = ["AffineCoupling", "TwinNets", "twin_weight"]
 
-WIDE = 512  #: from this width on a product of few rows is fastest with a weight stored (out, in), below (in, out)
+WIDE = 512  #: from this width on few rows times a weight stored (out, in) is fastest, below (in, out)
 
 
 class _WideProduct(torch.autograd.Function):
@@ -56,19 +57,19 @@ class TwinNets(nn.Module):
         self.is_wide = width >= WIDE
         sizes = [dim_in, *[width] * (depth + 1), dim_out]
         fans = [dim_in + dim_cond, *sizes[1:-1]]  # nn.Linear's range, which counts the condition as an input
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for i, fan in enumerate(fans):
             draw = torch.empty(2, sizes[i + 1], sizes[i]).uniform_(-(fan**-0.5), fan**-0.5)
-            self.weights.append(nn.Parameter(twin_weight(*draw, width)))
+            self.register_parameter(f"weight{i}", nn.Parameter(twin_weight(draw[0], draw[1], width)))
             if i:
-                self.biases.append(nn.Parameter(torch.empty(2, 1, sizes[i + 1]).uniform_(-1, 1) * fan**-0.5))
+                bias = torch.empty(2, 1, sizes[i + 1]).uniform_(-(fan**-0.5), fan**-0.5)
+                self.register_parameter(f"bias{i}", nn.Parameter(bias))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return the outputs (2, B, dim_out) for x (B, dim_in) and c (2, B or 1, width)."""
         product = _WideProduct.apply if self.is_wide else torch.baddbmm
-        weights = iter(self.weights)
-        h = product(c, x.expand(2, -1, -1), next(weights))
-        for bias, weight in zip(self.biases, weights, strict=True):
+        params: Iterator[Any] = iter(self._parameters.values())  # weight0, weight1, bias1, ...: one look-up
+        h = product(c, x.expand(2, -1, -1), next(params))
+        for weight, bias in zip(params, params, strict=True):
             h = product(bias, F.leaky_relu_(h, 0.01), weight)
         return h
 
@@ -87,8 +88,8 @@ class AffineCoupling(nn.Module):
         if dim < 2:
             raise BookError(f"{dim} feature(s) in a coupling", "at least 2, one for each half")
         self.sizes = [dim - dim // 2, dim // 2]
-        self.first = TwinNets(*self.sizes, width, depth, dim_cond)
-        self.second = TwinNets(*self.sizes[::-1], width, depth, dim_cond)
+        self.first = TwinNets(self.sizes[0], self.sizes[1], width, depth, dim_cond)
+        self.second = TwinNets(self.sizes[1], self.sizes[0], width, depth, dim_cond)
 
     def forward(self, x: Tensor, c1: Tensor, c2: Tensor) -> tuple[Tensor, Tensor]:
         """Return y (B, dim) and the log-scales (B, dim), whose sum over features is log|det dy/dx|.

@@ -1,6 +1,7 @@
 """Conditional flow: an invertible network t with v = t(x | c), trained so that v is Gaussian whatever c is.
 
-Source: Rombach et al. 2020, Eqs. 3-7 and Sec. 3.2; Rombach et al. 2020b, Eqs. 3-8.
+Source: Rombach et al. 2020a (Making Sense of CNNs) and 2020b (Network-to-Network Translation): their
+conditional invertible network and its maximum-likelihood objective.
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ class ConditionalFlow(nn.Module):
         dim_cond: int = 0 if embedder is None else embedder.dim  # type: ignore[assignment]
         slope = alpha if activation == "lrelu" else None
         self.blocks = nn.ModuleList(FlowBlock(dim, width, depth, dim_cond, slope) for _ in range(n_blocks))
-        # first layers of all nets: what the condition (weight) and nothing (bias) add; S and T of a half adjoin
+        # the condition's part of the first layers and their biases, for S1, T1, S2, T2 of every block in turn
         fan = torch.tensor([[dim - dim // 2], [dim // 2]]).repeat(n_blocks, 2).view(-1, 1, 1) + dim_cond
-        self.cond_weight = nn.Parameter(torch.empty(4 * n_blocks, dim_cond, width).uniform_(-1, 1) * fan**-0.5)
-        self.cond_bias = nn.Parameter(torch.empty(4 * n_blocks, 1, width).uniform_(-1, 1) * fan**-0.5)
+        weight, bias = (torch.empty(4 * n_blocks, rows, width).uniform_(-1, 1) for rows in (dim_cond, 1))
+        self.cond_weight, self.cond_bias = nn.Parameter(weight * fan**-0.5), nn.Parameter(bias * fan**-0.5)
 
     def project(self, cond: Tensor | None) -> Projection:
         """Return what ``cond`` adds to the first layers, for any number of passes to come."""
@@ -139,8 +140,8 @@ class ConditionalFlow(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | Projection | None = None) -> tuple[Tensor, Tensor]:
         """Return v = t(x | cond), of the shape of ``x``, and log|det dv/dx| (B,)."""
         with without_autocast(x):
-            c = self._conditions(x, cond)
             v, logs = self._flat(x), []
+            c = self._conditions(x, cond)
             for i, block in enumerate(self.blocks):
                 v, terms = block(v, c[2 * i], c[2 * i + 1])
                 logs += terms
@@ -152,8 +153,8 @@ class ConditionalFlow(nn.Module):
     def inverse(self, v: Tensor, cond: Tensor | Projection | None = None) -> Tensor:
         """Return x with ``forward(x, cond)[0] == v``."""
         with without_autocast(v):
-            c = self._conditions(v, cond)
             x = self._flat(v)
+            c = self._conditions(v, cond)
             for i in reversed(range(len(self.blocks))):
                 x = self.blocks[i].inverse(x, c[2 * i], c[2 * i + 1])  # type: ignore[operator]
             self._check_finite(v, x.sum(1), "v")
@@ -162,7 +163,7 @@ class ConditionalFlow(nn.Module):
     def nll(self, x: Tensor, cond: Tensor | Projection | None = None) -> Tensor:
         """Return -log p(x | cond) (B,) in nats: |v|^2 / 2 - log|det| + dim / 2 log(2 pi).
 
-        Its mean is the loss (Rombach et al. 2020, Eq. 7), which leaves out the last, constant term.
+        Its mean is the loss (Rombach et al. 2020a), which leaves out the last, constant term.
         """
         v, logdet = self(x, cond)
         return v.flatten(1).square().sum(1) / 2 - logdet + self.dim / 2 * math.log(2 * math.pi)
@@ -213,8 +214,7 @@ class ConditionalFlow(nn.Module):
             rows = (~given.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             raise BookError(f"{name} is not finite in row(s) {rows[:5]}", "finite latents")
         for i, block in enumerate(self.blocks):
-            scale = block.norm.scale  # type: ignore[union-attr]
-            if bool((scale == 0).any()):
+            if (block.get_parameter("norm.scale") == 0).any():
                 raise BookError(f"block {i} has an ActNorm of scale 0", "nonzero scales", "it has no inverse")
         raise BookError(
             f"the flow left the finite numbers (largest |{name}| {given.abs().max():.3g})",

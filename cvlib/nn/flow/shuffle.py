@@ -1,6 +1,6 @@
 """A fixed random order of the features, so that the next coupling meets other halves.
 
-Source: Dinh et al. 2017, Sec. 3.5 (there a reversal); Rombach et al. 2020, Sec. 3.2.
+Source: Dinh et al. 2017, Sec. 3.5 (there a reversal); Rombach et al. 2020a (Making Sense of CNNs).
 """
 
 from __future__ import annotations
