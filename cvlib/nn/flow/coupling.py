@@ -28,14 +28,14 @@ class _WideProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(bias, x, weight)
+        ctx.save_for_backward(x, weight)
         return torch.baddbmm(bias, x, weight.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias, x, weight = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         grad_weight = torch.bmm(grad.transpose(1, 2), x)
-        return grad.sum_to_size(bias.shape), torch.bmm(grad, weight), grad_weight
+        return grad, torch.bmm(grad, weight), grad_weight  # autograd sums the first to the bias's shape
 
 
 def twin_weight(first: Tensor, second: Tensor, width: int) -> Tensor:
