@@ -102,6 +102,8 @@ class ConditionalFlow(nn.Module):
         alpha: float = 0.9,
     ) -> None:
         super().__init__()
+        if activation not in ("none", "lrelu"):
+            raise BookError(f"activation {activation!r}", "'none' or 'lrelu'")
         self.config: dict[str, Any] = {
             "dim": dim,
             "width": width,

@@ -209,6 +209,11 @@ def test_wrong_shapes_are_refused(make_flow):
         make_flow(kind="label")[0](x, torch.full((8,), 3))
 
 
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(BookError, match="activation 'relu'"):
+        ConditionalFlow(4, 8, activation="relu")
+
+
 def test_first_batch_of_one_and_inverse_without_one_are_refused():
     flow = ConditionalFlow(4, 8, n_blocks=2)
     with pytest.raises(BookError, match="at least 2, to know a variance"):
