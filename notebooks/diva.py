@@ -91,6 +91,7 @@ from cvlib.show import COLOURS, explorer, figure, grid, look, picture, say, show
 from cvlib.train import (
     Runtime,
     fit,
+    load_weights,
     load_weights_file,
     run_folder,
     seed_everything,
@@ -134,6 +135,8 @@ if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, image_size, n_views, queue_batches, pretrained = min(steps, 3), 32, 1, 2, False
     backbone, frozen_stages = "small_cnn", 3
 runtime = Runtime(device=device, precision=precision)
+if precision == "auto" and runtime.device.type == "cpu" and backbone == "efficientnet_lite0":
+    runtime = Runtime(device=device, precision="fp32")  # depthwise convolutions take twice as long in bf16
 seed_everything(seed)
 rho = rho_128 * (dim / 128) ** 2  # equal pressure in fewer dimensions: derived below
 label = {"emoji": "concept"}.get(data, "class")  # what makes two images alike
@@ -1006,15 +1009,22 @@ def train_diva(
     root: str,
     watch: Callable[[DivaNet], dict[str, float]] | None = None,
     n_checks: int = 6,
+    best: str | None = None,
     stop: int | None = None,
 ):
     """Return the trained :class:`Diva`, its configuration and the result of :func:`cvlib.train.fit`.
 
     ``source`` begins where the frozen part of ``backbone`` ends, and the rest of it is copied. ``watch(net)`` is asked
-    ``n_checks`` times. ``stop`` ends the run early, with the schedules of the whole one.
+    ``n_checks`` times; ``best`` names a value of it, and the step where that is lowest is returned instead of the last.
+    ``stop`` ends the run early, with the schedules of the whole one.
     """
     described = {"seed": seed, "arm": asdict(config), **asdict(recipe), "data": source.hash}
-    described |= {"backbone": backbone.name, "precision": runtime.precision}
+    described |= {
+        "backbone": backbone.name,
+        "precision": runtime.precision,
+        "n_checks": n_checks,
+        "best": best,
+    }
     seed_everything(seed)
     n_classes = int(source.labels.max()) + 1
     net = DivaNet(backbone, source.stage, len(config.tasks), config.dim)
@@ -1032,8 +1042,9 @@ def train_diva(
         weight_decay=recipe.weight_decay,
         **runtime.fused,
     )
+    folder = run_folder(root, "diva", described)
     result = fit(
-        run_folder(root, "diva", described),
+        folder,
         config=described,
         modules={"diva": diva},
         optimizers={"diva": optimizer},
@@ -1044,7 +1055,10 @@ def train_diva(
         schedules={"diva": warmup_linear(max(1, recipe.steps // 20), recipe.steps)},
         evaluate=None if watch is None else lambda done: watch(net),
         eval_every=max(1, recipe.steps // n_checks),
+        best=best,
     )
+    if best:
+        load_weights(folder, {"diva": diva}, which="best")
     return diva, described, result
 
 

@@ -398,8 +398,37 @@ if decided["C4"]["comparisons"]:
         + (
             "The gain is knowledge that is handed over."
             if heads["holds"]
-            else "Here much of the gain is multi-task training: the heads improve the features under the embedding."
+            else "Much of the gain is multi-task training: the heads improve the features under the embedding."
+            if heads["low"] > 0
+            else f"The difference, {heads['mean']:+.1f} [{heads['low']:+.1f}, {heads['high']:+.1f}], does not decide it."
         )
+    )
+
+# %%
+if decided["C2"]["comparisons"]:
+    dsd, msd, msdf = decided["C2"]["comparisons"]
+    say(
+        f"**C2: {decided['C2']['verdict']}.** Part by part: one teacher moves Recall@1 by {dsd['mean']:+.1f} "
+        f"[{dsd['low']:+.1f}, {dsd['high']:+.1f}] points against none, four instead of one by {msd['mean']:+.1f} "
+        f"[{msd['low']:+.1f}, {msd['high']:+.1f}], the pooled features as a fifth by {msdf['mean']:+.1f} "
+        f"[{msdf['low']:+.1f}, {msdf['high']:+.1f}]."
+    )
+if decided["A2"]["comparisons"]:
+    (frozen,) = decided["A2"]["comparisons"]
+    say(
+        f"**A2: {decided['A2']['verdict']}.** On frozen features the teachers move the embedding by {frozen['arm_mean']:+.1f} points, "
+        f"where half of what they bring with a backbone that learns is {frozen['against_mean']:+.1f}. "
+        + (
+            "What S2SD brings, it brings through the backbone: a linear map of fixed features gains nothing from imitation."
+            if frozen["holds"]
+            else "Imitation alone helps a linear map of fixed features."
+        )
+    )
+if decided["C1"]["comparisons"]:
+    say(
+        f"A word on C1's rule. Each interval above is of one comparison; a verdict also pays for asking "
+        f"{sum(len(claim['comparisons']) for claim in decided.values())} questions at once (Holm), and with five seeds only large and "
+        f"steady differences survive that. An interval above zero without a verdict means: likely, not shown."
     )
 
 # %% [markdown]

@@ -80,7 +80,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "emoji": _EMOJI,
         "photos": ("photos-skimage", "photos-sklearn"),
-        "quick": (*_EMOJI, "vgg19-8bit", "vgg16-hed", "lpips-linear", "photos-skimage", "efficientnet-lite0"),
+        "quick": (
+            *_EMOJI,
+            "vgg19-8bit",
+            "vgg16-hed",
+            "lpips-linear",
+            "photos-skimage",
+            "efficientnet-lite0",
+            "mocap",
+        ),
         "book": ("mathjax", "requirejs"),
         "all": tuple(name for name, asset in ASSETS.items() if not asset.optional),
     }

@@ -30,7 +30,8 @@ A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
 ``against`` is an arm or a number. A difference counts if it exceeds ``margin`` (0; negative: "not worse by").
 Gains are compared by naming what is subtracted on either side, and ``factor``, which multiplies the right
 one: "heads gain less than half of what the whole gains" is {arm: heads, less: plain, comparison: lower,
-against: whole, against_less: plain, factor: 0.5}. All subtraction is within a seed.
+against: whole, against_less: plain, factor: 0.5}. All subtraction is within a seed. ``against_measure`` takes
+another measure on the right, so that two measures of one arm can be compared.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ _ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
 _CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
           "must_show?": bool, "ours?": bool, "seeds?": list, "needs?": str}  # fmt: skip
 _COMPARISON = {"measure": str, "comparison": str, "arm": str, "against": str | int | float, "unit": str,
-               "margin?": _NUMBER, "less?": str, "against_less?": str, "factor?": _NUMBER}  # fmt: skip
+               "margin?": _NUMBER, "less?": str, "against_less?": str, "factor?": _NUMBER,
+               "against_measure?": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Comparison:
     less: str | None = None  # an arm that is subtracted from ``arm``
     against_less: str | None = None  # an arm that is subtracted from ``against``
     factor: float = 1.0  # times the right side
+    against_measure: str | None = None  # of the right side, if not ``measure``
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -95,20 +98,24 @@ class Comparison:
         """The two sides in words."""
         left = f"{self.arm} − {self.less}" if self.less else self.arm
         right = f"{self.against} − {self.against_less}" if self.against_less else f"{self.against}"
+        if self.against_measure:
+            left, right = f"{left}, {self.measure}", f"{right}, {self.against_measure}"
         times = f"{self.factor:g} · " if self.factor != 1 else ""
         return left, f"{times}({right})" if times and self.against_less else f"{times}{right}"
 
     def sides(
-        self, values: Mapping[tuple[str, int], float], seeds: Sequence[int]
+        self, values: Mapping[tuple[str, int], Mapping[str, float]], seeds: Sequence[int]
     ) -> tuple[list[float], list[float]]:
-        """Return left and right side for each seed; ``values`` holds the measure of (arm, seed)."""
+        """Return left and right side for each seed; ``values`` holds all measures of each (arm, seed)."""
 
-        def column(arm: str | float, less: str | None) -> list[float]:
-            first = [values[arm, s] if isinstance(arm, str) else float(arm) for s in seeds]
-            return [a - values[less, s] for a, s in zip(first, seeds, strict=True)] if less else first
+        def column(measure: str, arm: str | float, less: str | None) -> list[float]:
+            first = [float(values[arm, s][measure] if isinstance(arm, str) else arm) for s in seeds]
+            return (
+                [a - values[less, s][measure] for a, s in zip(first, seeds, strict=True)] if less else first
+            )
 
-        right = column(self.against, self.against_less)
-        return column(self.arm, self.less), [self.factor * x for x in right]
+        right = column(self.against_measure or self.measure, self.against, self.against_less)
+        return column(self.measure, self.arm, self.less), [self.factor * x for x in right]
 
     @property
     def sign(self) -> int:
@@ -172,7 +179,7 @@ class Rules:
     def measures(self, arm: str) -> list[str]:
         """Return the measures that a run of this arm must record, each once."""
         pairs = [c for claim in self.claims for c in claim.comparisons if arm in c.arms]
-        return list(dict.fromkeys(comparison.measure for comparison in pairs))
+        return list(dict.fromkeys(m for c in pairs for m in (c.measure, c.against_measure) if m))
 
 
 def load_rules(chapter: str) -> Rules:
@@ -260,6 +267,11 @@ def _comparison(data: Any, arms: dict[str, Arm], where: str) -> Comparison:
     for arm in comparison.arms:
         if arm not in arms:
             raise BookError(f"{where}: unknown arm {arm!r}", f"one of {', '.join(arms)}")
-    if comparison.arm == comparison.against and comparison.less == comparison.against_less:
+    left = (comparison.arm, comparison.less, comparison.measure)
+    if left == (
+        comparison.against,
+        comparison.against_less,
+        comparison.against_measure or comparison.measure,
+    ):
         raise BookError(f"{where}: arm {comparison.arm!r} against itself", "two different arms")
     return comparison

@@ -106,10 +106,7 @@ def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:
     seeds = load_rules(chapter).claim(claim).seeds
     fig, axes = figure(height=2.3 * len(entries) + 0.3, rows=len(entries), columns=2, squeeze=False)
     for row, entry in zip(axes, entries, strict=True):
-        values = {
-            pair: found[entry["measure"]] for pair, found in by_seed.items() if entry["measure"] in found
-        }
-        ours, theirs = _comparison(entry).sides(values, seeds)
+        ours, theirs = _comparison(entry).sides(by_seed, seeds)
         _pairs(row[0], entry, ours, theirs)
         _difference(row[1], entry, [a - b for a, b in zip(ours, theirs, strict=True)])
     parts = [f"{e['measure']} of {' minus '.join(_comparison(e).names)}: {_numbers(e)}" for e in entries]

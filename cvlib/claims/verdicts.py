@@ -20,7 +20,12 @@ __all__ = ["LEVEL", "aggregate", "evaluate", "load_results", "rules_precede_runs
 LEVEL = 0.05
 VERDICTS = ("reproduced", "partly", "not reproduced", "not tested")
 
-_DERIVED = {"less": None, "against_less": None, "factor": 1.0}  # said only where a comparison has them
+_DERIVED = {
+    "less": None,
+    "against_less": None,
+    "factor": 1.0,
+    "against_measure": None,
+}  # said only where a comparison has them
 
 _Table = dict[tuple[str, int], dict[str, Any]]
 
@@ -63,7 +68,7 @@ def _decide(claim: Claim, table: _Table) -> list[dict[str, Any]]:
 def _compare(comparison: Comparison, seeds: tuple[int, ...], table: _Table) -> dict[str, Any]:
     sign, margin = comparison.sign, comparison.margin
     wanted = [(arm, seed) for arm in comparison.arms for seed in seeds]
-    values = {pair: float(table[pair]["values"][comparison.measure]) for pair in wanted}
+    values = {pair: table[pair]["values"] for pair in wanted}
     ours, theirs = comparison.sides(values, seeds)
     gains = [sign * (a - b) - margin for a, b in zip(ours, theirs, strict=True)]
     effect = effect_size(ours, theirs)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from cvlib.data import cifar10, emoji, image_folder, metric_sets, photos
+from cvlib.data import bodies, cifar10, emoji, image_folder, metric_sets, photos
 from cvlib.data.base import SPLITS, Batches, Dataset
 from cvlib.data.factors import Factors
 from cvlib.data.rows import Rows
@@ -17,6 +17,7 @@ __all__ = ["SPLITS", "Batches", "Dataset", "Factors", "Rows", "load"]
 _LOADERS: dict[str, Callable[..., Dataset]] = {
     "emoji": emoji.load,
     "photos": photos.load,
+    "bodies": bodies.load,
     "image_folder": image_folder.load,
     "cifar10": cifar10.load,
     "cub200": metric_sets.cub200,

@@ -89,6 +89,27 @@ def test_gains_are_compared_within_each_seed(write, rules, arguments):
     assert comparison.names == ("a − b", "0.25 · (c − d)") and comparison.arms == ("a", "b", "c", "d")
 
 
+def test_two_measures_of_one_arm_are_compared_within_each_seed(write, rules, arguments):
+    """By hand: the joint embedding has 0.2 more than one of its heads, whatever the seed adds to both."""
+    rules["arms"]["whole"] = {"description": "whole", "tuning": "none", "trials": 3}
+    entry = {"measure": "joint", "unit": "", "comparison": "higher", "arm": "whole", "against": "whole"}
+    claim = {k: v for k, v in rules["claims"][1].items() if k != "needs"}
+    rules["claims"][1] = {**claim, "comparisons": [entry]}
+    with pytest.raises(BookError, match="against itself"):
+        write(rules)
+        load_rules("demo")
+    rules["claims"][1]["comparisons"] = [{**entry, "against_measure": "head"}]
+    write(rules)
+    for seed in range(5):
+        head = 0.3 + 0.01 * seed**2
+        values = {"head": head, "joint": head + 0.2 + 0.001 * (seed == 2)}
+        record_run("demo", "whole", seed, values, **arguments())
+    (found,) = evaluate("demo")["claims"][1]["comparisons"]
+    assert found["holds"] and found["mean"] == pytest.approx(0.2002) and found["against_measure"] == "head"
+    assert load_rules("demo").measures("whole") == ["joint", "head"]
+    assert load_rules("demo").claim("C2").comparisons[0].names == ("whole, joint", "whole, head")
+
+
 def test_a_missing_seed_means_not_tested(fill):
     fill(seeds=range(4))
     claim = evaluate("demo")["claims"][0]

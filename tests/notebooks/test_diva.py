@@ -412,6 +412,22 @@ def test_training_leaves_the_backbone_alone_and_repeats_itself(page, backbone, r
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 
+def test_the_checkpoint_that_is_best_by_a_watched_value_is_returned(page, backbone, runtime, tmp_path):
+    config, recipe = page.DivaConfig(dim=6, queue_batches=1), page.Recipe(steps=4, batch_size=8)
+    seen = []
+
+    def watch(net):
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"miss": (3.0, 1.0, 2.0, 4.0)[len(seen) - 1]}
+
+    options = {"seed": 0, "runtime": runtime, "root": str(tmp_path), "watch": watch, "n_checks": 4}
+    diva, _, _ = page.train_diva(config, recipe, backbone, Source(), best="miss", **options)
+    assert len(seen) == 4
+    kept = diva.net.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
+    assert not all(torch.equal(kept[name], value) for name, value in seen[3].items())
+
+
 def test_a_fresh_probe_finds_what_can_be_predicted(page):
     source = units(600, 8)
     turned = source @ torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
