@@ -10,6 +10,7 @@ from cvlib.nn.discriminator import (
     vanilla_d_loss,
     vanilla_g_loss,
 )
+from cvlib.nn.flow import ConditionalFlow, LabelEmbedder, MapEmbedder, SemanticFlow, VectorEmbedder
 from cvlib.nn.perceptual import PerceptualDistance, lpips_vgg16_hed, vgg_loss
 from cvlib.nn.quantizer import CodeUsage, Quantized, VectorQuantizer, straight_through
 from cvlib.nn.transformer import GPT, KVCache, decay_groups
@@ -21,15 +22,20 @@ __all__ = [
     "VGG",
     "Architecture",
     "CodeUsage",
+    "ConditionalFlow",
     "Decoder",
     "Encoder",
     "Frozen",
     "GroupNorm",
     "KVCache",
+    "LabelEmbedder",
+    "MapEmbedder",
     "PatchDiscriminator",
     "PerceptualDistance",
     "Quantized",
+    "SemanticFlow",
     "VQModel",
+    "VectorEmbedder",
     "VectorQuantizer",
     "decay_groups",
     "hinge_d_loss",

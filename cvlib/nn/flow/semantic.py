@@ -1,0 +1,107 @@
+"""Semantic flow: an unconditional flow whose output falls into factors, one for each labelled concept.
+
+Source: Rombach et al. 2020a (Making Sense of CNNs); Esser et al. 2020a (A Disentangling Invertible
+Interpretation Network for Explaining Latent Representations), with its estimate of the factors' sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvlib.errors import BookError
+from cvlib.nn.flow.flow import ConditionalFlow
+
+__all__ = ["SemanticFlow", "factor_sizes", "pair_loss"]
+
+
+class SemanticFlow(nn.Module):
+    """e(x) = (e_0, ..., e_K): factors of the given ``sizes``, e_0 the residual; ``options`` as for the flow.
+
+    Sizes are explicit: cutting 10 features into 6 equal pieces silently gives 5.
+    Raises: BookError if a size is not positive or the factors do not match it.
+
+    >>> flow = SemanticFlow((2, 1, 3), width=16, n_blocks=2)
+    >>> factors, logdet = flow(torch.randn(8, 6))
+    >>> [tuple(e.shape) for e in factors], tuple(flow.inverse(factors).shape)
+    ([(8, 2), (8, 1), (8, 3)], (8, 6))
+    """
+
+    def __init__(self, sizes: Sequence[int], width: int = 512, n_blocks: int = 12, **options: Any) -> None:
+        super().__init__()
+        if min(sizes) < 1:
+            raise BookError(f"factors of sizes {tuple(sizes)}", "at least 1 feature each")
+        self.sizes = list(sizes)
+        self.flow = ConditionalFlow(sum(sizes), width, n_blocks=n_blocks, **options)
+        self.config = {**self.flow.config, "sizes": self.sizes}
+
+    def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the factors, (B, size) each, of x (B, sum of sizes), and log|det de/dx| (B,)."""
+        e, logdet = self.flow(x)
+        return e.flatten(1).split(self.sizes, dim=1), logdet
+
+    def inverse(self, factors: Sequence[Tensor]) -> Tensor:
+        """Return x (B, dim): a factor taken from another x changes one concept."""
+        seen = [e.shape[1] for e in factors]
+        if seen != self.sizes:
+            raise BookError(f"factors of sizes {seen}", f"{self.sizes}")
+        return self.flow.inverse(torch.cat(list(factors), dim=1))
+
+    def pair_loss(self, x_a: Tensor, x_b: Tensor, shared: Tensor, sigma_ab: float = 0.975) -> Tensor:
+        """Return the loss (B,) of pairs that share concepts; see :func:`pair_loss`."""
+        e, logdet = self(torch.cat([x_a, x_b]))
+        e_a, e_b = ([f[rows] for f in e] for rows in (slice(len(x_a)), slice(len(x_a), None)))
+        return pair_loss(e_a, e_b, shared, sigma_ab) - logdet[: len(x_a)] - logdet[len(x_a) :]
+
+
+def pair_loss(
+    e_a: Sequence[Tensor], e_b: Sequence[Tensor], shared: Tensor, sigma_ab: float = 0.975
+) -> Tensor:
+    """Return -log p(e_a) p(e_b | e_a) (B,) without its constants, for pairs alike in some factors.
+
+    e_a is standard normal. So is e_b but for the shared factors, where e_b ~ N(sigma_ab e_a, 1 - sigma_ab^2);
+    sigma_ab in (0, 1) is the correlation that one supposes, 0.975 in the authors' code.
+
+    shared: the number (B,) of the factor F, or booleans (B, K + 1), True for each shared factor: a pair that
+    differs in one concept only shares all others. Source: Esser et al. 2020a, supervision by pairs.
+
+    Raises: BookError if sigma_ab is outside (0, 1) or a factor number is none of them.
+
+    >>> e = [torch.ones(1, 2), torch.ones(1, 1)]
+    >>> pair_loss(e, e, torch.tensor([1]), sigma_ab=0.6)  # 3/2 + 2/2 + (0.4)^2 / 0.64 / 2
+    tensor([2.6250])
+    """
+    if not 0 < sigma_ab < 1:
+        raise BookError(f"sigma_ab {sigma_ab}", "a correlation between 0 and 1, both excluded")
+    if shared.dtype != torch.bool:
+        if ((shared < 0) | (shared >= len(e_a))).any():
+            seen = f"factors from {shared.min().item()} to {shared.max().item()}"
+            raise BookError(seen, f"0 to {len(e_a) - 1}", "or booleans for several factors")
+        shared = nn.functional.one_hot(shared.long(), len(e_a)).bool()
+    energy_a = torch.stack([e.square().sum(1) for e in e_a]).sum(0)
+    energy_b = torch.stack([b.square().sum(1) for b in e_b], dim=1)
+    residual = torch.stack([(b - sigma_ab * a).square().sum(1) for a, b in zip(e_a, e_b, strict=True)], dim=1)
+    return (energy_a + torch.where(shared, residual / (1 - sigma_ab**2), energy_b).sum(1)) / 2
+
+
+def factor_sizes(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
+    """Return the sizes of e_0, ..., e_K for K concepts from ``pairs[F] = (x_a, x_b)``, (N_F, dim) each.
+
+    A concept gets room by how much of the variance its pairs share: score_F = sum_j Cov(x_a_j, x_b_j) /
+    sum_j Var(x_j), residual score 1, sizes floor(dim softmax(scores)), and the residual takes the rest.
+    Source: the authors' code of Esser et al. 2020a. Raises: BookError if a concept is left without a feature.
+    """
+    scores = [torch.ones(())]
+    for x_a, x_b in pairs:
+        a, b = (x.double() - x.double().mean(0) for x in (x_a, x_b))
+        variance = (a.square().sum() + b.square().sum()) / 2
+        scores.append(((a * b).sum() / variance).float())
+    dim = pairs[0][0].shape[1]
+    sizes = [int(size) for size in dim * torch.stack(scores).softmax(0)[1:]]
+    sizes = [dim - sum(sizes), *sizes]
+    if min(sizes) < 1:
+        raise BookError(f"{dim} features for {len(pairs)} concepts give sizes {sizes}", "a wider latent")
+    return sizes
