@@ -713,10 +713,10 @@ table(
 # number, the **agreement**
 #
 # $$ c(k) = \frac1{d} \sum_{j=1}^{d} \big( e_{\text{disc},j} \cdot \xi_k(e_k)_j \big)^2 ,
-#    \qquad \mathcal L_\text{decorr} = -\sum_k \rho_k\, c(k)\quad\text{with reversed gradients at } e_\text{disc}, e_k . $$
+#    \qquad \mathcal L_\text{decorr} = -\sum_k \rho_k\, c(k) . $$
 #
-# The loss is minimised, so ξ *raises* $c$; a **gradient reversal** {cite}`ganin2015reversal`, the identity forward
-# and −1 backward, makes the very same step lower it for the heads.
+# The loss is minimised, so ξ *raises* $c$; a **gradient reversal** {cite}`ganin2015reversal` on both embeddings, the
+# identity forward and −1 backward, makes the very same step lower it for the heads.
 
 # %%
 print(inspect.getsource(agreement))
@@ -742,10 +742,10 @@ def agreement_after(rate_xi: float, rate_heads: float) -> float:
         return agreement(e["disc"], e["intra"], moved).item()
 
 
-now = agreement_after(0, 0)
-assert agreement_after(10, 0) > now > agreement_after(0, 10)  # one loss, one backward pass, two directions
+now, xi_moved, heads_moved = agreement_after(0, 0), agreement_after(1e3, 0), agreement_after(0, 1e5)
+assert xi_moved > now > heads_moved  # one loss, one backward pass, two directions
 print(
-    f"c = {now:.6f}; after a step of ξ {agreement_after(10, 0):.6f}, of the heads {agreement_after(0, 10):.6f}"
+    f"c in thousandths: {1e3 * now:.3f}; after a step of ξ {1e3 * xi_moved:.3f}, of the heads {1e3 * heads_moved:.3f}"
 )
 
 # %% [markdown]

@@ -89,3 +89,17 @@ def test_the_search_finds_a_word(html, visit):
     page = visit(1280).open(html / "search.html", "?q=commitment")
     page.wait_for_selector("#search-results li a", timeout=10_000)
     assert "Notation" in page.inner_text("#search-results")
+
+
+COLUMNS = """() => [...document.querySelectorAll('.cell_input pre')].slice(0, 3).map(pre => {
+  const ruler = document.createElement('span'), style = getComputedStyle(pre);
+  ruler.textContent = 'm'.repeat(100); pre.append(ruler);
+  const letter = ruler.getBoundingClientRect().width / 100; ruler.remove();
+  return (pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)) / letter; })"""
+
+
+@pytest.mark.parametrize("width", [1280, 1600])
+def test_code_has_room_for_whole_lines(html, visit, width):
+    """Lines are at most 110 columns; a desktop shows all of them, a small one all but the last few."""
+    columns = visit(width).open(html / "chapters" / "diva.html").evaluate(COLUMNS)
+    assert columns and min(columns) >= (105 if width < 1500 else 110)
