@@ -117,7 +117,7 @@ ARMS = {
     "diva-all": {"tasks": FOUR},
 }
 ALL_CLASSES = ("disc-256-all", "diva-all")  # these train on every class there is
-LEARNED = {"dim": 64, "rho": 37.5, "alpha": 0.2, "temperature": 0.01, "queue_batches": 8}
+LEARNED = {"dim": 64, "rho": 37.5, "alpha": 0.2, "temperature": 0.01, "queue_batches": 3}
 RATE = 2e-4  # of the network, in all arms
 PER_CLASS = {"diva-ranked": 4}  # images of a class in a batch, where not two
 STRETCH = {"disc-256-longer": 1.3}  # steps of this arm over those of the others: equal time, measured
