@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,9 @@ from cvlib.errors import BookError
 from cvlib.files import atomic_path, atomic_write
 from cvlib.pages.parameters import check_parameters, notebook_parameters
 
-__all__ = ["chapter_pages", "launch", "report", "run_page"]
+__all__ = ["chapter_pages", "fold_progress", "launch", "report", "run_page"]
+
+_PROGRESS = re.compile(r"(\S+) +\d+/\d+  ")  # what a run prints at each interval
 
 
 def _source(page: str | Path, folder: Path) -> Path:
@@ -163,13 +166,54 @@ def chapter_pages(chapter: str, folder: str | Path = "notebooks") -> list[str]:
     return [name for name in (chapter, f"{chapter}_claims") if (Path(folder) / f"{name}.ipynb").is_file()]
 
 
+def fold_progress(text: str) -> str:
+    """Return printed lines with only the first and the last of each run's progress, and how many are between.
+
+    >>> print(fold_progress("run  1/4  a\\nrun  2/4  b\\nrun  3/4  c\\nrun  4/4  d\\nrun  done"))
+    run  1/4  a
+    run  ... 2 more lines ...
+    run  4/4  d
+    run  done
+    """
+    folded: list[str] = []
+    block: list[str] = []
+
+    def close() -> None:
+        if len(block) > 3:
+            name = _PROGRESS.match(block[0])
+            assert name is not None
+            block[1:-1] = [f"{name[1]}  ... {len(block) - 2} more lines ...\n"]
+        folded.extend(block)
+        block.clear()
+
+    for line in text.splitlines(keepends=True):
+        found = _PROGRESS.match(line)
+        if block and (found is None or not block[0].startswith(found[1] + " ")):
+            close()
+        (folded if found is None else block).append(line)
+    close()
+    return "".join(folded)
+
+
 def _clean(executed: Path, target: Path) -> None:
-    """Write an executed copy without what belongs to the machine: paths, timings, kernel messages."""
+    """Write an executed copy without what belongs to the machine (paths, timings) and walls of progress."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        outputs: list[Any] = []
+        for output in cell.get("outputs", []):  # a kernel cuts what is printed into pieces at will
+            before = outputs[-1] if outputs else None
+            if output.output_type == "stream" and before is not None and before.get("name") == output.name:
+                before.text += output.text
+            else:
+                outputs.append(output)
+        for output in outputs:
+            if output.output_type == "stream":
+                output.text = fold_progress(output.text)
+        if outputs:
+            cell.outputs = outputs
     with atomic_path(target) as aside:
         nbformat.write(notebook, aside)
 

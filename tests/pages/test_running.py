@@ -10,7 +10,7 @@ import pytest
 
 from cvlib.errors import BookError
 from cvlib.pages import report, run_page
-from cvlib.pages.running import launch
+from cvlib.pages.running import fold_progress, launch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -86,3 +86,19 @@ def test_report_refreshes_the_copy_without_traces_of_the_machine(tmp_path, monke
     with pytest.raises(BookError, match="AssertionError"):
         report("tiny")
     assert copy.read_bytes() == before, "a failed report leaves the copy of before"
+
+
+def test_progress_is_folded_run_by_run_and_nothing_else_is_lost():
+    rows = [f"vqgan-1a  {k}/9  loss 0.{k}\n" for k in range(1, 10)] + [
+        f"gpt-2b  {k}/3  nll {k}\n" for k in (1, 2, 3)
+    ]
+    text = "cpu\n" + "".join(rows[:9]) + "vqgan-1a  done: 9 steps\n" + "".join(rows[9:]) + "end"
+    folded = fold_progress(text)
+    assert folded.splitlines() == [
+        "cpu", rows[0].rstrip(), "vqgan-1a  ... 7 more lines ...", rows[8].rstrip(),
+        "vqgan-1a  done: 9 steps",
+        *(row.rstrip() for row in rows[9:]), "end",
+    ]  # fmt: skip
+    assert fold_progress(folded) == folded and fold_progress("1/2 of it\n") == "1/2 of it\n"
+    joined = fold_progress("".join(rows[:9] + rows[9:]))  # one run right after another
+    assert joined.count("more lines") == 1 and joined.endswith("".join(rows[9:]))
