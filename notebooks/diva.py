@@ -40,7 +40,7 @@
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/diva.ipynb out.ipynb` | about 5 minutes of one CPU core, and once a minute more to prepare the drawings |
-# | report | `papermill notebooks/diva.ipynb out.ipynb -p steps 1600` | about 20 minutes of one CPU core |
+# | report | `papermill notebooks/diva.ipynb out.ipynb -f notebooks/params/diva.report.yaml` | about 20 minutes of one CPU core |
 # | yours | `papermill notebooks/diva.ipynb out.ipynb -p data image_folder -p data_root DIR -p image_size 224 -p backbone resnet50 -p backbone_file FILE -p frozen_stages 0` | a GPU; folders `train`, `validation`, `test` with a subfolder for each class and no class in two of them |
 #
 # Reading time: 25 minutes.
