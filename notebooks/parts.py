@@ -1,0 +1,1753 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Parts that nobody named
+#
+# Show somebody two photographs of one person in two poses, and they will point at the arm in both, although colours,
+# light and outline have changed. Braun, Esser and Ommer {cite}`braun2020parts` ask for the same from a network that
+# was never told what an arm is. Their answer is a model that must *paint*: it may look at one picture for the
+# **shape** and at another for the **appearance**, and between the two it has nothing but a map of parts, each of which
+# gets one appearance. To paint well it has to cut the picture where one appearance ends and the next begins, and to
+# cut the second picture in the same way. A segmentation falls out, consistent over people and poses.
+#
+# Everything hangs on one condition: the shape must not smuggle colours. So the mutual information between the two
+# codes is estimated by an adversary and held below a target by a Lagrange multiplier.
+#
+# On this page we build the model piece by piece, check each piece against a closed form or brute force, train it on
+# rendered people whose true parts are known and never shown to it, and then take the people apart: shape of one,
+# sleeves of another.
+#
+# **What the paper claims, and what can be asked of a claim when the truth is known**
+#
+# | | claim | where it is tested |
+# |---|---|---|
+# | P1 | Parts fit true body parts, well above partitions by colour and position | below for one seed; several seeds are open |
+# | P2 | The constraint makes colours harder to read from the shape code | below for one seed |
+# | P3 | Parts move with the body when the image is warped | open |
+# | P4 | Parts stay where they are when clothes change | below for one seed |
+# | P5 | Shape of one image with the appearance of another paints what it should | pictures below, numbers open |
+# | P6 | Changing one part's appearance changes that part only | below for one seed |
+# | P7 | Sharpness and concentration are due to their priors | open |
+# | P8 | The estimated information follows its target | the mechanism below; a sweep is open |
+#
+# | scale | command | what it needs |
+# |---|---|---|
+# | quick | `papermill notebooks/parts.ipynb out.ipynb` | about 5 minutes of one CPU core, and once half a minute to draw the people |
+# | longer | `papermill notebooks/parts.ipynb out.ipynb -p steps 4000` | about 40 minutes of one CPU core |
+# | paper | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; the paper's shapes on rendered people |
+#
+# Reading time: 25 minutes.
+
+# %%
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from cvlib.data import Dataset, bodies
+from cvlib.data.bodies import MERGED, merge
+from cvlib.errors import BookError
+from cvlib.metrics.landmarks import LandmarkRegression, part_centroids, pck
+from cvlib.metrics.segmentation import (
+    SegmentationScores,
+    many_to_one,
+    one_to_one,
+    overlaps,
+    segmentation_scores,
+)
+from cvlib.nn import VGG, vgg19
+from cvlib.nn.autoencoder import GroupNorm
+from cvlib.nn.backbones import Backbone, SmallCNN, efficientnet_lite0
+from cvlib.nn.precision import without_autocast
+from cvlib.pages import begin
+from cvlib.show import explorer, figure, grid, look, picture, say, show, table
+from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
+
+# %% tags=["parameters"]
+seed = 0
+steps = 400  # paper: 80,000 (DeepFashion), 60,000 (CUB)
+batch_size = 8  # pairs. Paper: 8
+image_size = 64  # paper: 128
+n_parts = 16  # paper: 25
+network = "small"  # or "paper": the paper's widths
+covariance = "full"  # of the shape code, or "diagonal". Paper: full
+data = "bodies"
+data_root = ""  # unused: people are rendered
+background = "plain"  # or "gradient", "photo"
+clips = ["walk", "run", "dance_b", "jump"]  # motions that poses come from; [] for all fifteen
+mi_target = 0.1  # nats between shape and appearance. Paper: 0.1 to 2.0
+mi_slack = 0.05  # paper: 0.05, DeepFashion 0.5
+reconstruction = "pyramid"  # or "vgg19". Paper: VGG-19
+learning_rate = 1e-3  # paper: 2e-4, Adam
+device = "auto"
+precision = "auto"
+run_dir = "runs/parts"
+pretrained = True  # True: the frozen features of a baseline know ImageNet
+record = False  # True writes this run's weights to book/results/weights
+
+# %%
+page = begin("parts", globals())
+n_judged, n_clustered = 320, 200  # test images that are scored, images that k-means sees
+if page.smoke:  # prove in seconds that every cell runs; nothing is learned
+    steps, batch_size, n_judged, n_clustered, pretrained = min(steps, 4), 2, 24, 24, False
+    clips = ["walk"]
+runtime = Runtime(device=device, precision=precision)
+seed_everything(seed)
+rng = torch.Generator().manual_seed(seed)
+is_trained = steps >= 400  # checks of quality ask for at least the quick scale
+print(runtime.describe())
+print(f"{n_parts} parts at {image_size} px; {steps} steps of {batch_size} pairs, twice")
+
+# %% [markdown]
+# ## People with known parts
+#
+# The people are capsules on the skeletons of recorded motions, drawn by the book's ray-caster. A shirt spans torso and
+# arms, trousers span hips and legs, so that no colour marks where an arm begins: only motion does. Shapes, looks and
+# poses of the test split are met for the first time at test. Training sees **pairs**: one person in two poses, before one
+# background. It never sees a mask.
+
+
+# %%
+def load_bodies(split: str, image_size: int, background: str, clips: list[str], small: bool = False):
+    """Return the people of a split, paired by person; ``small`` gives a few of them, for a quick look."""
+    options = {"background": background, "pairs": "pose"}
+    if clips:
+        options["clips"] = clips
+    if small:
+        options |= {"shapes": 4, "poses": 6}
+    return bodies.load(split, image_size, **options)
+
+
+splits = {
+    name: load_bodies(name, image_size, background, clips, page.smoke)
+    for name in ("train", "validation", "test")
+}
+train, validation, test = splits.values()
+judged = {
+    name: torch.randperm(len(splits[name]), generator=rng)[:n_judged] for name in ("validation", "test")
+}
+for name, split in splits.items():
+    print(f"{name}: {len(split):,} images of {len(split.labels['person'].unique())} people")
+
+PALETTE = (
+    (222, 222, 222), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
+    (227, 119, 194), (188, 189, 34), (23, 190, 207), (20, 60, 110), (255, 187, 120), (152, 223, 138), (110, 20, 30),
+    (197, 176, 213), (60, 60, 60), (247, 182, 210), (158, 218, 229), (100, 110, 20), (255, 210, 60), (0, 90, 80),
+    (180, 80, 10), (120, 200, 255), (90, 40, 120), (240, 240, 160),
+)  # fmt: skip
+
+
+def painted(ids: Tensor) -> Tensor:
+    """Return masks (B, H, W) of ids as images (B, 3, H, W) in [-1, 1]; ids beyond the palette begin it again."""
+    colours = torch.tensor(PALETTE) / 127.5 - 1
+    return colours[ids.cpu() % len(PALETTE)].movedim(-1, 1)
+
+
+# %%
+some = torch.randperm(len(test), generator=rng)[:8]
+pairs = test.render(some, test.draw(some, rng, True))
+picture(
+    pairs["image"],
+    pairs["partner"],
+    painted(merge(pairs["mask"])),
+    columns=8,
+    rows=["one pose", "another", "truth"],
+    alt="Eight people in two poses each, on plain backgrounds, and the true parts of the first pose.",
+    caption="Eight pairs of the test split, chosen at random: what training sees of its own people, and below the true parts "
+    f"({', '.join(MERGED[1:])}), which it does not.",
+)
+
+# %% [markdown]
+# ## How to grade parts without names
+#
+# A discovered part has a number and no name. To score it, it is **assigned** to the true label with which it overlaps most
+# (IoU, intersection over union), and many parts may share a label. The paper's scripts choose this assignment *on
+# the test images*. With many parts and few images that is a way to fit them, so here it is chosen on validation people.
+#
+# The scripts also average, for each label, over the images where the label is *present*: a part that is painted where its
+# label does not exist costs nothing. We report that number, because the paper's table has it, and beside it the
+# **pooled** IoU over all pixels of all images, where it does cost.
+#
+# **Predict**: one image, its upper half is label 1. A method finds it exactly. In a second image, without label 1, the method
+# paints the same part again. What do the two rules say?
+
+# %%
+half = torch.zeros(2, 4, 4, dtype=torch.long)
+half[0, :2] = 1
+invented = half[:1].expand(2, -1, -1)
+two_rules = segmentation_scores(overlaps(invented, half, 2, 2), torch.arange(2))
+assert two_rules.per_image[1] == 1 and two_rules.pooled[1] == 0.5
+say(
+    f"Present images only: **{two_rules.per_image[1]:.2f}**, a perfect score. Pooled: **{two_rules.pooled[1]:.2f}**."
+)
+
+
+# %%
+@dataclass(frozen=True)
+class Grade:
+    """The scores of one method on test images, under the assignment that validation images chose."""
+
+    scores: SegmentationScores
+    matched: SegmentationScores  #: with every label given to one part at most
+    assignment: Tensor  #: (P,), label of each part
+
+
+def grade(parts: dict[str, Tensor], labels: dict[str, Tensor], n_parts: int, n_labels: int) -> Grade:
+    """Return the grade of parts (N, H, W) against labels; both hold "validation" and "test"."""
+    table = {name: overlaps(parts[name], labels[name], n_parts, n_labels) for name in parts}
+    free, matched = many_to_one(table["validation"]), one_to_one(table["validation"])
+    return Grade(segmentation_scores(table["test"], free), segmentation_scores(table["test"], matched), free)
+
+
+labels = {name: merge(splits[name].masks(rows)) for name, rows in judged.items()}
+images = {name: splits[name].images(rows) for name, rows in judged.items()}
+
+# %% [markdown]
+# ### Two cheap answers
+#
+# Before anything is trained: what do colours and places give? **k-means** on five numbers a pixel (three colours, two
+# coordinates), with as many clusters as we shall have parts; and the same on the features of EfficientNet-Lite0, which has
+# seen a million labelled photographs, at the resolution of an eighth of the enlarged image.
+
+
+# %%
+def colour_and_place(images: Tensor, weight: float = 2.0) -> Tensor:
+    """Return (B, 5, H, W): colours in [-1, 1] and coordinates in [-1, 1] times ``weight``."""
+    xy = weight * coordinates(*images.shape[2:]).expand(len(images), -1, -1, -1)
+    return torch.cat([images, xy], 1)
+
+
+@torch.no_grad()
+def deep_features(images: Tensor, net: Backbone, stop: int, size: int) -> Tensor:
+    """Return the features (B, C, h, w) that ``net`` has after ``stop`` stages for images enlarged to ``size``."""
+    resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
+    return torch.cat([net.run(piece, stop=stop) for piece in resized.split(32)])
+
+
+class PixelClusters:
+    """k-means of feature maps: every pixel goes to the nearest of k centres that training pixels have found."""
+
+    def __init__(self, features: Tensor, k: int, seed: int, n_pixels: int = 40_000) -> None:
+        rows = features.movedim(1, -1).flatten(0, -2)
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_pixels]
+        run = MiniBatchKMeans(k, n_init=3, random_state=seed, batch_size=4096)
+        self.centres = torch.from_numpy(run.fit(rows[chosen].numpy()).cluster_centers_)
+
+    def parts(self, features: Tensor, size: int) -> Tensor:
+        """Return ids (B, size, size) for features (B, C, h, w), which are enlarged first."""
+        ids = []
+        for piece in features.split(16):
+            piece = F.interpolate(piece, size, mode="bilinear", align_corners=False)
+            rows = piece.movedim(1, -1).flatten(0, -2)
+            ids.append(torch.cdist(rows, self.centres).argmin(1).view(len(piece), size, size))
+        return torch.cat(ids)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """Return the pixels' places (2, H, W), right and down, from -1 to 1 at the image's edges."""
+    y, x = ((torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width))
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")).flip(0)
+
+
+clustered = torch.randperm(len(train), generator=rng)[:n_clustered]
+expert = efficientnet_lite0(pretrained).eval() if not page.smoke else SmallCNN().eval()
+describers = {
+    "k-means, colour and place": colour_and_place,
+    f"k-means, features of {expert.name}": lambda x: deep_features(x, expert, 4, 2 * image_size),
+}
+grades, cheap_parts = {}, {}
+for name, describe in describers.items():
+    clusters = PixelClusters(describe(train.images(clustered)), n_parts, seed)
+    cheap_parts[name] = {split: clusters.parts(describe(x), image_size) for split, x in images.items()}
+    grades[name] = grade(cheap_parts[name], labels, n_parts, len(MERGED))
+
+# %%
+shown = torch.arange(8)
+picture(
+    images["test"][shown],
+    *(painted(found["test"][shown]) for found in cheap_parts.values()),
+    painted(labels["test"][shown]),
+    columns=8,
+    rows=["image", "colour, place", "features", "truth"],
+    alt="Eight test people and what two k-means baselines make of them, above the true parts.",
+    caption="Clusters of pixels. Colours of the palette mean nothing from row to row.",
+)
+
+# %%
+say(
+    "Mean IoU over the five body parts: "
+    + ", ".join(f"**{g.scores.overall:.3f}** ({name})" for name, g in grades.items())
+    + ". Both cut figures out here and there, but what they cut has no name that holds from one person to the next: a red shirt "
+    "and a blue one are no nearer to each other than to the wall."
+)
+
+# %% [markdown]
+# ## A model that has to paint
+#
+# $$ \pi \sim q(\pi \mid x_1), \qquad S = \operatorname{softmax}\bigl(D_S(\pi) + \varepsilon\bigr), \qquad
+#    \alpha_p = E_\alpha\bigl(S_p(x_2)\, x_2\bigr), \qquad
+#    \hat x_1 = G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) . $$
+#
+# The shape code π is one vector for the whole image, drawn from a Gaussian. A decoder turns it into a map of parts. The
+# same encoder and decoder segment the second image, and from each of *its* parts one appearance vector is taken. The
+# generator sees, at every pixel, the appearance of the part that this pixel belongs to, and nothing else.
+
+
+# %%
+@dataclass(frozen=True)
+class PartsConfig:
+    """The networks' shapes; :func:`paper_config` has the paper's. Widths go from the largest grid to the smallest,
+    but for the decoder, which begins with the smallest.
+
+    ``shape_head``: "grid" reads the last map place by place, "mean" its mean, as the paper. ``appearance``: "masked"
+    encodes every masked part alone, as the paper; "shared" pools one map of features under the masks, which costs as
+    many times less as there are parts, but lets a part see over its edge by half a receptive field. ``has_colour`` gives
+    a part's mean colour to the generator as it is, which then paints the difference to it; the paper's learns to.
+    Raises: BookError for other names, or sizes that do not fit.
+    """
+
+    image_size: int = 64
+    n_parts: int = 16
+    dim_pi: int = 64
+    dim_alpha: int = 16
+    shape_widths: tuple[int, ...] = (32, 64, 64, 64)
+    appearance_widths: tuple[int, ...] = (16, 32)
+    decoder_widths: tuple[int, ...] = (128, 64, 32, 32, 16)
+    generator_widths: tuple[int, int] = (16, 32)
+    first_stride: int = 2
+    shape_blocks: tuple[int, int] = (1, 1)  # residual blocks on each grid, and more on the last
+    appearance_blocks: tuple[int, int] = (0, 0)
+    critic_width: int = 128
+    critic_blocks: int = 2
+    covariance: str = "full"
+    shape_head: str = "grid"
+    appearance: str = "shared"
+    has_colour: bool = True
+
+    def __post_init__(self) -> None:
+        known = {
+            "covariance": ("full", "diagonal"),
+            "shape_head": ("grid", "mean"),
+            "appearance": ("masked", "shared"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise BookError(f"{name} {getattr(self, name)!r}", f"one of {', '.join(values)}")
+        step = max(self.first_stride * 2 ** (len(self.shape_widths) - 1), 2 ** (len(self.decoder_widths) - 1))
+        if self.n_parts < 2 or self.image_size % step:
+            raise BookError(
+                f"{self.n_parts} parts at {self.image_size} px", f"2 or more, and a multiple of {step} px"
+            )
+
+
+def paper_config(n_parts: int = 25, image_size: int = 128) -> PartsConfig:
+    """Return the paper's shapes (authors' code: cub, deepfashion and pennaction agree), with the decoder's nominal widths."""
+    widths = (32, 64, 128, 128, 256, 256)
+    return PartsConfig(
+        image_size=image_size,
+        n_parts=n_parts,
+        dim_pi=256,
+        dim_alpha=64,
+        shape_widths=widths,
+        appearance_widths=widths,
+        decoder_widths=(256, 128, 128, 32, 32, 16),
+        generator_widths=(32, 64),
+        first_stride=1,
+        shape_blocks=(1, 4),
+        appearance_blocks=(1, 4),
+        critic_width=512,
+        critic_blocks=4,
+        shape_head="mean",
+        appearance="masked",
+        has_colour=False,
+    )
+
+
+config = (
+    paper_config(n_parts, image_size)
+    if network == "paper"
+    else PartsConfig(image_size=image_size, n_parts=n_parts, covariance=covariance)
+)
+if network not in ("small", "paper"):
+    raise BookError(f"network {network!r}", "small or paper")
+
+# %% [markdown]
+# ### The shape code
+#
+# The encoder is convolutional, and a convolution does not know where it is. Since π must say *where* limbs are, two
+# channels with the pixels' coordinates are laid beside the colours. The posterior is a Gaussian with
+# **full** covariance: the network gives its Cholesky factor $L$, so that $\pi = \mu + L\epsilon$, and
+#
+# $$ \mathrm{KL}\bigl(q \,\Vert\, \mathcal N(0, I)\bigr) = \tfrac12 \Bigl(\lVert\mu\rVert^2 + \textstyle\sum_{ij} L_{ij}^2 - d\Bigr)
+#    - \sum_i \log L_{ii} . $$
+#
+# At the paper's $d = 256$ that is a linear layer with 33,152 outputs.
+
+
+# %%
+class ResidualConv(nn.Module):
+    """Return ``shortcut(x) + conv(silu(norm(x)))``, (B, dim_in, H, W) to (B, dim_out, H, W).
+
+    One convolution a block, by which the original's count of operations comes out.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm, self.conv = GroupNorm(dim_in, group_width=4), nn.Conv2d(dim_in, dim_out, 3, padding=1)
+        self.shortcut = nn.Identity() if dim_in == dim_out else nn.Conv2d(dim_in, dim_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.conv(F.silu(self.norm(x)))
+
+
+class ConvStack(nn.Module):
+    """Map (B, dim_in, H, W) to (B, widths[-1], h, w): a convolution for each width, of stride 2 from the second on.
+
+    ``first_stride`` is that of the first; after each stand ``blocks[0]`` residual blocks (or a SiLU if there are none),
+    after the last one ``blocks[1]`` more.
+    """
+
+    def __init__(
+        self, dim_in: int, widths: tuple[int, ...], first_stride: int, blocks: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential()
+        for i, (a, b) in enumerate(zip((dim_in, *widths[:-1]), widths, strict=True)):
+            self.layers.append(nn.Conv2d(a, b, 3, stride=2 if i else first_stride, padding=1))
+            self.layers.extend([ResidualConv(b, b) for _ in range(blocks[0])] or [nn.SiLU()])
+        self.layers.extend(ResidualConv(widths[-1], widths[-1]) for _ in range(blocks[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A Gaussian for each image, in float32: mean (B, d) and lower triangular Cholesky factor (B, d, d)."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def sample(self) -> Tensor:
+        """Return μ + L ε with ε from N(0, I), (B, d), differentiable in both."""
+        return self.mean + torch.einsum("bij,bj->bi", self.factor, torch.randn_like(self.mean))
+
+    def kl(self) -> Tensor:
+        """Return KL(q || N(0, I)) in nats, (B,)."""
+        trace = self.factor.square().sum((1, 2))
+        half_log_det = self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return 0.5 * (self.mean.square().sum(1) + trace - self.mean.shape[1]) - half_log_det
+
+
+class ShapeEncoder(nn.Module):
+    """Map images (B, 3, S, S) in [-1, 1] to the :class:`Posterior` of their shape codes.
+
+    The diagonal of L is exp(raw); an entry of row i below it is divided by √(i + 1), so that all rows begin with like
+    variance (authors' code). ``SIGMA`` is the deviation that training begins with.
+    """
+
+    SIGMA = 0.3
+
+    def __init__(self, config: PartsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stack = ConvStack(5, config.shape_widths, config.first_stride, config.shape_blocks)
+        side = config.image_size // config.first_stride // 2 ** (len(config.shape_widths) - 1)
+        width = config.shape_widths[-1] * (side**2 if config.shape_head == "grid" else 1)
+        d = config.dim_pi
+        rows, columns = (
+            torch.tril_indices(d, d) if config.covariance == "full" else torch.arange(d).expand(2, -1)
+        )
+        self.register_buffer("rows", rows.clone(), persistent=False)
+        self.register_buffer("columns", columns.clone(), persistent=False)
+        self.head = nn.Linear(width, d + len(rows))
+
+    def forward(self, x: Tensor) -> Posterior:
+        xy = coordinates(*x.shape[2:]).to(x).expand(len(x), -1, -1, -1)
+        h = self.stack(torch.cat([x, xy], 1))
+        h = h.flatten(1) if self.config.shape_head == "grid" else h.mean((2, 3))
+        d = self.config.dim_pi
+        mean, raw = self.head(h).float().split([d, len(self.rows)], 1)
+        diagonal = self.SIGMA * raw.clamp(-8, 4).exp()
+        value = torch.where(self.rows == self.columns, diagonal, raw / (self.rows + 1).sqrt())
+        places = self.rows * d + self.columns
+        factor = raw.new_zeros(len(x), d * d).index_copy(1, places, value)
+        return Posterior(mean, factor.view(-1, d, d))
+
+
+# %%
+with torch.no_grad():
+    posterior = ShapeEncoder(PartsConfig(dim_pi=5))(images["test"][:3, :, :64, :64])
+truth = torch.distributions.MultivariateNormal(posterior.mean, scale_tril=posterior.factor)
+standard = torch.distributions.MultivariateNormal(torch.zeros(5), torch.eye(5))
+assert torch.allclose(posterior.kl(), torch.distributions.kl_divergence(truth, standard), atol=1e-4)
+assert ShapeEncoder(replace(paper_config(), n_parts=25)).head.out_features == 256 + 256 * 257 // 2 == 33_152
+
+# %% [markdown]
+# ### The map of parts
+#
+# The decoder is the reverse: a linear layer to a small grid, then residual blocks and bilinear enlargement by turns, and
+# one logit for each part and pixel. The authors' configuration lists widths that fall to 16 at full size; but bilinear
+# enlargement keeps the width it is given, and no layer asked for less: the released decoder carries **256 channels up to
+# the largest grid**, and that is where most of its work lies.
+#
+# **Predict**: how many times cheaper is a decoder whose widths really fall?
+
+
+# %%
+class SegmentationDecoder(nn.Module):
+    """Map shape codes (B, d) to logits (B, P, S, S), float32; the widths fall as the grid grows."""
+
+    def __init__(self, config: PartsConfig) -> None:
+        super().__init__()
+        widths = config.decoder_widths
+        self.side = config.image_size // 2 ** (len(widths) - 1)
+        self.first = nn.Linear(config.dim_pi, widths[0] * self.side**2)
+        pairs = zip(widths, (*widths[1:], widths[-1]), strict=True)
+        self.levels = nn.ModuleList(ResidualConv(a, b) for a, b in pairs)
+        self.head = nn.Conv2d(widths[-1], config.n_parts, 3, padding=1)
+
+    def forward(self, pi: Tensor) -> Tensor:
+        x = self.first(pi).view(len(pi), -1, self.side, self.side)
+        for i, level in enumerate(self.levels):
+            if i:
+                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = level(x)
+        return self.head(x).float()
+
+
+def multiply_adds(function: Callable[[], object]) -> float:
+    """Return how many multiply-adds the matrix products and convolutions of a call take (two operations each)."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 2
+
+
+def wide(config: PartsConfig) -> PartsConfig:
+    """Return the configuration whose decoder keeps its first width up to the full size, as released."""
+    return replace(config, decoder_widths=(config.decoder_widths[0],) * len(config.decoder_widths))
+
+
+with torch.device("meta"):  # shapes without numbers
+    code = torch.zeros(1, 256)
+    decoders = {
+        name: SegmentationDecoder(c)
+        for name, c in (("falling", paper_config()), ("released", wide(paper_config())))
+    }
+    decoder_work = {name: multiply_adds(lambda net=net: net(code)) for name, net in decoders.items()}
+
+# %%
+assert decoder_work["released"] > 20 * decoder_work["falling"], decoder_work
+say(
+    f"At 128 px and 25 parts: {decoder_work['released'] / 1e9:.2f} billion multiply-adds an image as released, "
+    f"{decoder_work['falling'] / 1e9:.3f} billion with falling widths, **{decoder_work['released'] / decoder_work['falling']:.0f} "
+    f"times fewer**."
+)
+
+# %% [markdown]
+# ### Hard parts with a gradient
+#
+# In training the logits get unit Gaussian noise: a part that wins by less than that does not win for sure. A pixel must
+# belong to one part wholly, or the generator could mix appearances into anything; but an arg-max has no gradient. The
+# **straight-through** trick uses the hard mask forward and the soft one's gradient backward,
+# $S_h = \operatorname{sg}[\mathrm{onehot} - S] + S$. From the two masks, one appearance vector for each part:
+
+
+# %%
+def hard_masks(soft: Tensor) -> Tensor:
+    """Return one-hot masks (B, P, H, W) of soft ones that sum to 1 over P; the gradient is that of the soft ones.
+
+    A tie goes to the part with the lowest number, never to two.
+    """
+    hard = F.one_hot(soft.argmax(1), soft.shape[1]).movedim(-1, 1).to(soft.dtype)
+    return hard - soft.detach() + soft
+
+
+class AppearanceEncoder(nn.Module):
+    """Map images to appearance vectors: of the whole image, or of each of its parts.
+
+    With ``config.has_colour`` the first three numbers are the mean colour as it is; the network gives the rest.
+    """
+
+    def __init__(self, config: PartsConfig) -> None:
+        super().__init__()
+        self.is_shared, self.has_colour = config.appearance == "shared", config.has_colour
+        self.stack = ConvStack(3, config.appearance_widths, config.first_stride, config.appearance_blocks)
+        self.head = nn.Linear(config.appearance_widths[-1], config.dim_alpha - 3 * config.has_colour)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one vector (B, d) for each image (B, 3, S, S)."""
+        return self.of_parts(x, torch.ones_like(x[:, :1]))[:, 0]
+
+    def of_parts(self, x: Tensor, masks: Tensor) -> Tensor:
+        """Return a vector for each part, (B, P, d); masks (B, P, S, S). A part without a pixel has black and a constant."""
+        if self.is_shared:
+            h = self.stack(x)
+            weights = F.adaptive_avg_pool2d(masks, h.shape[2:]).to(h.dtype)
+            pooled = torch.einsum("bphw,bchw->bpc", weights, h) / (weights.sum((2, 3)) + 0.01)[..., None]
+        else:
+            parts = (masks[:, :, None] * x[:, None]).flatten(0, 1)  # P images for each one
+            pooled = self.stack(parts).mean((2, 3)).unflatten(0, masks.shape[:2])
+        alpha = self.head(pooled).float()
+        if not self.has_colour:
+            return alpha
+        with without_autocast(x):
+            colour = torch.einsum("bphw,bchw->bpc", masks, x) / (masks.sum((2, 3)) + 0.1)[..., None]
+        return torch.cat([colour, alpha], 2)
+
+
+def assembled(masks: Tensor, alpha: Tensor) -> Tensor:
+    """Return at each pixel the appearance of its part, (B, d, H, W), for masks (B, P, H, W) and alpha (B, P, d)."""
+    return torch.einsum("bphw,bpd->bdhw", masks, alpha)
+
+
+class Generator(nn.Module):
+    """Paint images (B, 3, S, S) from assembled appearances (B, d, S, S) and masks (B, P, S, S).
+
+    An hourglass with one step down and one skip: too small to invent a shape of its own.
+    """
+
+    def __init__(self, config: PartsConfig) -> None:
+        super().__init__()
+        a, b = config.generator_widths
+        self.has_colour = config.has_colour
+        self.first = nn.Conv2d(config.dim_alpha + config.n_parts, a, 3, padding=1)
+        self.down = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.middle = nn.Conv2d(b, b, 3, padding=1)
+        self.up = nn.Conv2d(b, a, 3, padding=1)
+        self.last = nn.Conv2d(a, 3, 3, padding=1)
+
+    def forward(self, z: Tensor, masks: Tensor) -> Tensor:
+        x = F.silu(self.first(torch.cat([z, masks], 1)))
+        y = self.up(F.silu(self.middle(F.silu(self.down(x)))))
+        y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+        made = self.last(F.silu(x + y)).float()
+        return made + z[:, :3] if self.has_colour else made
+
+
+# %%
+logits = torch.randn(2, 4, 6, 6, generator=rng, requires_grad=True)
+weights = torch.randn(2, 4, 6, 6, generator=rng)
+hard = hard_masks(logits.softmax(1))
+assert (
+    torch.equal(hard.detach().amax(1), torch.ones(2, 6, 6)) and (hard.detach().sum(1) - 1).abs().max() < 1e-6
+)
+(through,) = torch.autograd.grad((weights * hard).sum(), logits)
+(soft_gradient,) = torch.autograd.grad((weights * logits.softmax(1)).sum(), logits)
+assert torch.allclose(through, soft_gradient)
+alpha = torch.randn(2, 4, 3, generator=rng)
+by_map = (hard[:, :, None] * alpha[..., None, None]).sum(1)  # (B, P, d, H, W) in memory before the sum
+assert torch.allclose(assembled(hard, alpha), by_map, atol=1e-6)
+say(
+    f"The sum over parts is one `einsum`. Written as products that are summed afterwards, as in the original, it would hold "
+    f"{8 * 25 * 64 * 128 * 128 * 4 / 1e6:.0f} MB at the paper's size for a result of {8 * 64 * 128 * 128 * 4 / 1e6:.0f} MB."
+)
+
+# %% [markdown]
+# ## What keeps colours out of the shape
+#
+# Nothing so far forbids π to carry colours. Parts could then follow colours (a striped sleeve in two parts for stripes), and
+# nothing would be shared between people. So we measure how much π knows about the appearance, and hold it down.
+#
+# ### Measuring with a critic
+#
+# Let $T(\pi, \alpha)$ tell true pairs from pairs whose α comes from somebody else, by logistic regression,
+#
+# $$ \mathcal L_T = \tfrac12\,\mathbb E_{p(\pi,\alpha)}\bigl[\operatorname{softplus}(-T)\bigr]
+#    + \tfrac12\,\mathbb E_{p(\pi)p(\alpha)}\bigl[\operatorname{softplus}(T)\bigr] . $$
+#
+# The best $T$ is the log density ratio $\log \frac{p(\pi,\alpha)}{p(\pi)p(\alpha)}$, and its mean over true pairs **is** the
+# mutual information. A case with a closed form: two Gaussians with correlation ρ share $-\tfrac12\log(1-\rho^2)$ nats.
+
+
+# %%
+class Residual(nn.Module):
+    """Return x plus a two-layer network of it, (B, d)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class Critic(nn.Module):
+    """T(π, α), (B,): the inner product of an embedding of each, over the root of their width."""
+
+    def __init__(self, dim_pi: int, dim_alpha: int, width: int, n_blocks: int) -> None:
+        super().__init__()
+        self.pi, self.alpha = (
+            nn.Sequential(nn.Linear(dim, width), *(Residual(width) for _ in range(n_blocks)))
+            for dim in (dim_pi, dim_alpha)
+        )
+        self.scale = width**-0.5
+
+    def forward(self, pi: Tensor, alpha: Tensor) -> Tensor:
+        return self.scale * (self.pi(pi) * self.alpha(alpha)).sum(-1)
+
+
+def critic_loss(joint: Tensor, marginal: Tensor) -> Tensor:
+    """Return the logistic loss of T on true pairs (B,) and on pairs that do not belong together (B,)."""
+    return 0.5 * (F.softplus(-joint).mean() + F.softplus(marginal).mean())
+
+
+# %%
+rho = 0.9
+known_mi = -0.5 * math.log(1 - rho**2)
+toy_critic = Critic(1, 1, 32, 1)
+toy_optimizer = torch.optim.Adam(toy_critic.parameters(), lr=3e-3)
+toy_curve = []
+for _ in range(10 if page.smoke else 400):
+    a = torch.randn(256, 1, generator=rng)
+    b = rho * a + math.sqrt(1 - rho**2) * torch.randn(256, 1, generator=rng)
+    joint, marginal = toy_critic(a, b), toy_critic(a, b.flip(0))
+    toy_optimizer.zero_grad()
+    critic_loss(joint, marginal).backward()
+    toy_optimizer.step()
+    toy_curve.append(joint.mean().item())
+estimated = sum(toy_curve[-50:]) / len(toy_curve[-50:])
+if not page.smoke:
+    assert abs(estimated - known_mi) < 0.15, (estimated, known_mi)
+say(f"Known: {known_mi:.3f} nats. Estimated by the critic after {len(toy_curve)} steps: **{estimated:.3f}**.")
+
+# %% [markdown]
+# ### A multiplier that finds its own strength
+#
+# How hard should leakage be punished? Nobody knows beforehand, so the paper states what it wants, information below a
+# target, $g = C_0 - (1 - s)\,t \le 0$, and lets an **augmented Lagrangian** find the price:
+#
+# $$ \mathcal L_\text{adv} = \begin{cases} \lambda g + 2 g^2 & \text{if } 4g \ge -\lambda \\ 0 & \text{else,} \end{cases}
+#    \qquad \lambda \leftarrow \max(0, \lambda + 4 g) . $$
+#
+# The encoder could learn to fool the very critic $T_0$ that it fights. So a second critic $T_1$, which nobody fights, watches,
+# and if *it* finds information, a bottleneck is narrowed: $\mathcal L_\text{vib} = e^{r}\,\mathrm{KL}$ with
+# $r \leftarrow \operatorname{clip}(r + 0.05\,(C_1 - t))$. λ and $r$ change without a gradient; both are kept in checkpoints, or a
+# resumed run would begin with no constraint.
+#
+# Does the price come out right? Minimise $(x-2)^2$ under $x \le 1$: at the solution the gradient of the objective is
+# $-2$, so λ must end at **2**.
+
+
+# %%
+def lagrangian(g: Tensor, lam: Tensor) -> Tensor:
+    """Return λ g + 2 g² where 4 g ≥ -λ, else 0: the augmented Lagrangian of g ≤ 0 with penalty 4."""
+    return torch.where(4 * g.detach() >= -lam, lam * g + 2 * g.square(), torch.zeros_like(g))
+
+
+class Duals(nn.Module):
+    """The multiplier λ and the log weight r of the bottleneck: buffers, so that checkpoints hold them.
+
+    λ begins at 0 and r at ``r_min``.
+    """
+
+    def __init__(self, r_min: float, r_max: float) -> None:
+        super().__init__()
+        self.r_min, self.r_max = r_min, r_max
+        self.register_buffer("lam", torch.zeros(()))
+        self.register_buffer("r", torch.tensor(float(r_min)))
+
+    @torch.no_grad()
+    def update(self, g: Tensor, excess: Tensor) -> None:
+        """Raise λ by 4 g, never below 0, and r by a twentieth of ``excess`` = C₁ - target, within its range."""
+        self.lam.add_(4 * g).clamp_(min=0)
+        self.r.add_(0.05 * excess).clamp_(self.r_min, self.r_max)
+
+
+toy_duals, x, path = Duals(-3.0, 7.5), torch.zeros((), requires_grad=True), []
+for _ in range(60):
+    for _ in range(20):
+        (slope,) = torch.autograd.grad((x - 2).square() + lagrangian(x - 1, toy_duals.lam), x)
+        x.data -= 0.1 * slope
+    toy_duals.update((x - 1).detach(), torch.zeros(()))
+    path.append((x.item(), toy_duals.lam.item()))
+assert abs(path[-1][0] - 1) < 1e-3 and abs(path[-1][1] - 2) < 1e-2, path[-1]
+say(f"After {len(path)} rounds: x = {path[-1][0]:.4f}, λ = **{path[-1][1]:.4f}**.")
+
+# %% [markdown]
+# ## What a part should look like
+#
+# Painting well does not yet make parts that deserve the name: a generator could use twenty specks. The paper adds priors on
+# the map. Per image, with $u$ over pixels:
+#
+# | prior | formula | wants |
+# |---|---|---|
+# | smooth logits | $\tfrac12\sum_u \lVert\nabla l(u)\rVert^2$ | a Gaussian Markov random field: neighbours agree |
+# | categorical | $\operatorname{mean}_u \sum_p S_p \log (P\,S_p)$ | all parts in play, while nothing is known yet |
+# | sharpness | $-\operatorname{mean}_u \sum_p S_p \log S_p$ | a decision at every pixel |
+# | concentration | $\sum_p$ variance of $S_p / \sum_u S_p(u)$ | a part is one place |
+# | Mumford-Shah | $\sum_p \bigl(\sum_u \min(a\lVert\nabla S_p\rVert^2, 1)\bigr)^2$ | short borders |
+# | patch | $\sum_p \sum_u S_p(u)\,[u \text{ outside a window around } p]$ | no part larger than a window |
+#
+# The second and the third pull against each other, and that is meant: first explore, then decide. The authors did it by
+# stopping and restarting runs with edited settings; here it is a **declared schedule**.
+
+
+# %%
+def smoothness(logits: Tensor) -> Tensor:
+    """Return half the squared gradient of logits (B, P, H, W), summed over parts and pixels, (B,)."""
+    return 0.5 * sum(logits.diff(dim=dim).square().sum((1, 2, 3)) for dim in (2, 3))
+
+
+def entropy(soft: Tensor) -> Tensor:
+    """Return the mean over pixels of the entropy of masks (B, P, H, W) over the parts in nats, (B,).
+
+    log P minus it is the categorical KL to the uniform distribution.
+    """
+    return -(soft * soft.clamp_min(1e-8).log()).sum(1).mean((1, 2))
+
+
+def centres(soft: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the parts' mean places (B, P, 2), in [-1, 1], and their variances (B, P), x and y together."""
+    xy = coordinates(*soft.shape[2:]).to(soft)
+    share = soft / (soft.sum((2, 3), keepdim=True) + 1e-4)
+    centre = torch.einsum("bphw,khw->bpk", share, xy)
+    second = torch.einsum("bphw,khw->bp", share, xy.square())
+    return centre, second - centre.square().sum(2)
+
+
+def spread(soft: Tensor) -> Tensor:
+    """Return the sum over parts of their variances, (B,): of each one's map, scaled to a sum of 1."""
+    return centres(soft)[1].sum(1)
+
+
+def mumford_shah(soft: Tensor, a: float = 1e-2, ceiling: float = 1.0) -> Tensor:
+    """Return the squared sums over pixels of min(a |∇S|², ceiling), summed over parts, (B,)."""
+    down, right = soft.diff(dim=2)[..., :-1], soft.diff(dim=3)[:, :, :-1]
+    return (a * (down.square() + right.square())).clamp_max(ceiling).sum((2, 3)).square().sum(1)
+
+
+def outside_patch(soft: Tensor, side: float) -> Tensor:
+    """Return the mass of masks (B, P, H, W) outside a window of ``side`` (in images) around each part's centre, (B,)."""
+    centre, _ = centres(soft.detach())
+    distance = (coordinates(*soft.shape[2:]).to(soft) - centre[..., None, None]).abs().amax(2)
+    return (soft * (distance > side)).sum((1, 2, 3))  # the image is 2 wide: half a window is `side`
+
+
+# %%
+uniform = torch.full((1, 5, 8, 8), 0.2)
+checker = hard_masks(torch.rand(1, 5, 8, 8, generator=rng))
+assert torch.allclose(entropy(uniform), torch.tensor(math.log(5))) and entropy(checker).abs().max() < 1e-5
+places = coordinates(8, 8).flatten(1).T
+member = checker[0].flatten(1) > 0.5
+by_hand = [(places[m] - places[m].mean(0)).square().sum(1) for m in member if m.any()]
+assert torch.allclose(spread(checker), sum(d.mean() for d in by_hand), atol=1e-3)
+
+
+# %% [markdown]
+# ## Who is taught by what
+#
+# Each loss has its addressees, and this is easy to get wrong. The priors are there to shape the *decoder*; let them into the
+# encoder and the cheapest way to please them is a code that says nothing. The critics' loss must not reach the encoder, and the
+# encoder's fight must not blunt the critic.
+#
+# | loss | $E_\pi$ | $D_S$ | $E_\alpha$ | $G$ | critics |
+# |---|---|---|---|---|---|
+# | reconstruction | x | x | x | x | |
+# | constraint, bottleneck | x | | | | |
+# | priors | | x | | | |
+# | critics' own | | | | | x |
+#
+# The original builds a gradient for each column and computes the reconstruction several times over. The table can be had with
+# **one** backward pass: the priors look at a second decoding of the *detached* code, the critics at detached codes, and the
+# constraint at a critic whose weights are detached. A second decoding is affordable once the decoder is cheap.
+
+
+# %%
+@dataclass(frozen=True)
+class Objective:
+    """What is asked of the model, and when.
+
+    Between ``begin`` and ``finish`` (in parts of the run) the weight of the categorical prior falls to nothing and that of
+    sharpness rises geometrically from its first value to its second. Until ``soft_until`` masks are soft, then
+    straight-through. ``both_ways`` paints both images of a pair, each from the other's appearance; the paper
+    paints the first. ``is_routed=False`` lets the priors into the encoder: one summed loss.
+    """
+
+    mi_target: float = 0.1
+    mi_slack: float = 0.05
+    is_constrained: bool = True
+    r_range: tuple[float, float] = (-3.0, 7.5)
+    noise: float = 1.0
+    smooth: float = 1e-3
+    categorical: float = 8.0
+    sharpness: tuple[float, float] = (1.0, 60.0)
+    concentration: float = 4.0
+    mumford_shah: float = 1e-5
+    patch: float = 0.0
+    patch_side: float = 0.25
+    begin: float = 0.15
+    finish: float = 0.65
+    soft_until: float = 0.8
+    both_ways: bool = True
+    is_routed: bool = True
+
+    def at(self, progress: float) -> dict[str, float]:
+        """Return the weights of the priors at ``progress`` from 0 to 1."""
+        ramp = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
+        low, high = self.sharpness
+        return {
+            "categorical": self.categorical * (1 - ramp),
+            "sharpness": low * (high / low) ** ramp,
+            "concentration": self.concentration,
+            "smooth": self.smooth,
+            "mumford_shah": self.mumford_shah,
+            "patch": self.patch,
+        }
+
+
+def pyramid_distance(x: Tensor, y: Tensor, levels: int = 3) -> Tensor:
+    """Return how far images (B, 3, H, W) in [-1, 1] lie apart, (B,): at each of ``levels`` sizes, the mean of |d| + d² and of
+    half the difference between neighbouring d."""
+    total = x.new_zeros(len(x))
+    for level in range(levels):
+        d = F.avg_pool2d(x - y, 2**level)
+        total = total + (d.abs() + d.square()).mean((1, 2, 3))
+        total = total + 0.5 * (d.diff(dim=2).abs().mean((1, 2, 3)) + d.diff(dim=3).abs().mean((1, 2, 3)))
+    return total / levels
+
+
+class VggDistance(nn.Module):
+    """Distance (B,) of images: mean absolute differences of the pixels and of VGG-19 from relu1_2 to relu5_2, added.
+
+    In units of [-1, 1], as :func:`pyramid_distance`. The paper resizes to 256 px and crops 224 at random: ``side``.
+    """
+
+    LAYERS = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
+
+    def __init__(self, net: VGG, side: int = 0) -> None:
+        super().__init__()
+        self.net, self.side = net, side
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.side:
+            x, y = (
+                F.interpolate(z, (self.side, self.side), mode="bilinear", align_corners=False) for z in (x, y)
+            )
+        total = (x - y).abs().mean((1, 2, 3))
+        with torch.no_grad():
+            known = self.net(y, self.LAYERS)
+        found = self.net(x, self.LAYERS)
+        return total + sum((found[k] - known[k]).abs().mean((1, 2, 3)) for k in self.LAYERS) / 127.5
+
+
+def detached_call(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """Return ``module(*inputs)`` with a gradient to the inputs and none to the module's parameters."""
+    return functional_call(module, {k: p.detach() for k, p in module.named_parameters()}, inputs)
+
+
+# %%
+class PartsModel(nn.Module):
+    """Everything that learns, and the duals. Source: Braun et al. 2020; the routing as in the authors' code.
+
+    ``distance(x, y)`` (B,) compares what is painted with what should be.
+    """
+
+    MODULES = ("shape", "decoder", "appearance", "generator", "critics")
+
+    def __init__(
+        self, config: PartsConfig, objective: Objective, distance: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.config, self.objective, self.distance = config, objective, distance
+        self.shape, self.decoder = ShapeEncoder(config), SegmentationDecoder(config)
+        self.appearance, self.generator = AppearanceEncoder(config), Generator(config)
+        sizes = (config.dim_pi, config.dim_alpha, config.critic_width, config.critic_blocks)
+        self.critics = nn.ModuleList(
+            Critic(*sizes) for _ in range(3)
+        )  # adversary, monitor, one that is only logged
+        self.duals = Duals(*objective.r_range)
+
+    def noisy(self, logits: Tensor) -> Tensor:
+        """Return soft masks of logits with Gaussian noise."""
+        return (logits + self.objective.noise * torch.randn_like(logits)).softmax(1)
+
+    def prior(self, logits: Tensor, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the priors, averaged over images, and what is worth logging."""
+        soft, objective = self.noisy(logits), self.objective
+        h, v = entropy(soft).mean(), spread(soft).mean()
+        total = weights["smooth"] * smoothness(logits).mean() + weights["concentration"] * v
+        total = total + weights["categorical"] * (math.log(soft.shape[1]) - h) + weights["sharpness"] * h
+        if weights["mumford_shah"]:
+            total = total + weights["mumford_shah"] * mumford_shah(soft).mean()
+        if weights["patch"]:
+            total = total + weights["patch"] * outside_patch(soft, objective.patch_side).mean()
+        return total, {"entropy": h.detach(), "spread": v.detach()}
+
+    def losses(self, x1: Tensor, x2: Tensor, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses of pairs of images (B, 3, S, S), by name, and values to log; their sum is to be descended."""
+        objective, b = self.objective, len(x1)
+        x = torch.cat([x1, x2])
+        posterior = self.shape(x)
+        pi = posterior.sample()
+        logits = self.decoder(pi)
+        soft = self.noisy(logits)
+        masks = hard_masks(soft) if progress >= objective.soft_until else soft
+        targets = x if objective.both_ways else x1
+        if objective.both_ways:
+            alpha = self.appearance.of_parts(x, masks).roll(b, 0)  # of the partner
+        else:
+            alpha = self.appearance.of_parts(x2, masks[b:])
+        masks = masks[: len(targets)]
+        made = self.generator(assembled(masks, alpha), masks)
+        # the paper's factor for pixels in 0..255, 1e-3 / 2 for each of the image's values
+        scale = 0.5e-3 * x[0].numel() * 127.5
+        losses = {"reconstruction": scale * self.distance(made, targets).mean()}
+        free = self.decoder(pi[:b].detach()) if objective.is_routed else logits[:b]
+        losses["priors"], log = self.prior(free, objective.at(progress))
+
+        with torch.no_grad():
+            whole = self.appearance(x).roll(b, 0)
+        others = torch.cat([half.roll(1, 0) for half in whole.split(b)])  # of another pair
+        codes = pi.detach()
+        joint = [critic(codes, whole) for critic in self.critics]
+        losses["critics"] = sum(
+            critic_loss(T, critic(codes, others)) for T, critic in zip(joint, self.critics, strict=True)
+        )
+        kl = posterior.kl().mean()
+        losses["bottleneck"] = self.duals.r.exp() * kl
+        c0, c1 = joint[0].mean().detach(), joint[1].mean().detach()
+        if objective.is_constrained:
+            g = (
+                detached_call(self.critics[0], pi, whole).mean()
+                - (1 - objective.mi_slack) * objective.mi_target
+            )
+            losses["constraint"] = lagrangian(g, self.duals.lam.clone())
+            log["g"] = g.detach()
+        log |= {
+            "C0": c0,
+            "C1": c1,
+            "kl": kl.detach(),
+            "lam": self.duals.lam.clone(),
+            "r": self.duals.r.clone(),
+        }
+        return losses, log
+
+    def forward(self, x1: Tensor, x2: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the losses and the log, losses included."""
+        losses, log = self.losses(x1, x2, progress)
+        return sum(losses.values()), log | {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def parts(self, x: Tensor) -> Tensor:
+        """Return the part of every pixel of images (B, 3, S, S), int64 (B, S, S): the mean code, no noise."""
+        return self.decoder(self.shape(x).mean).argmax(1)
+
+    @torch.no_grad()
+    def alphas(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Return the appearance (B, P, d) of the parts ``ids`` (B, S, S) of images."""
+        return self.appearance.of_parts(x, F.one_hot(ids, self.config.n_parts).movedim(-1, 1).to(x.dtype))
+
+    @torch.no_grad()
+    def paint(self, ids: Tensor, alpha: Tensor) -> Tensor:
+        """Return images (B, 3, S, S), clamped to [-1, 1], of parts (B, S, S) in appearances (B, P, d)."""
+        masks = F.one_hot(ids, self.config.n_parts).movedim(-1, 1).to(alpha.dtype)
+        return self.generator(assembled(masks, alpha), masks).clamp(-1, 1)
+
+
+# %% [markdown]
+# Believe no table: below, every loss is sent back **alone** through a tiny model, and we note which networks it moves. Then
+# the one backward pass of the sum must give each network exactly the sum of what the table allows it.
+
+
+# %%
+def moved_by(model: PartsModel, losses: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return, for each loss by name, the flat gradient of each network (a vector; zeros where the loss does not reach)."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, loss in losses.items():
+        found[name] = {}
+        for part in PartsModel.MODULES:
+            parameters = list(getattr(model, part).parameters())
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            filled = [
+                torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
+            ]
+            found[name][part] = torch.cat([g.flatten() for g in filled])
+    return found
+
+
+ROUTES = {
+    "reconstruction": ("shape", "decoder", "appearance", "generator"),
+    "priors": ("decoder",),
+    "critics": ("critics",),
+    "bottleneck": ("shape",),
+    "constraint": ("shape",),
+}
+tiny_config = PartsConfig(
+    image_size=16, n_parts=4, dim_pi=8, dim_alpha=6, shape_widths=(8, 8), decoder_widths=(8, 8), generator_widths=(8, 8),
+    appearance_widths=(8,), critic_width=16, critic_blocks=1,
+)  # fmt: skip
+tiny = PartsModel(tiny_config, Objective(), pyramid_distance)
+tiny.duals.lam.fill_(3.0)
+small = F.adaptive_avg_pool2d(images["test"][:6], 16)
+tiny_losses, _ = tiny.losses(small[:3], small[3:], 1.0)
+moved = moved_by(tiny, tiny_losses)
+sum(tiny_losses.values()).backward()
+
+# %%
+for name, by_part in moved.items():
+    assert {part for part, g in by_part.items() if g.abs().max() > 0} == set(ROUTES[name]), name
+for part in PartsModel.MODULES:
+    together = torch.cat([p.grad.flatten() for p in getattr(tiny, part).parameters()])
+    apart = sum(moved[name][part] for name in moved)
+    assert torch.allclose(together, apart, atol=1e-4 * apart.abs().max().item()), part
+table(
+    [
+        [
+            name,
+            *(f"{by_part[part].norm():.3g}" if part in ROUTES[name] else "" for part in PartsModel.MODULES),
+        ]
+        for name, by_part in moved.items()
+    ],
+    header=["loss", *PartsModel.MODULES],
+    caption="Length of each loss's gradient in each network of a tiny model, from separate backward passes. Empty: exactly zero.",
+)
+
+# %% [markdown]
+# ### What a step costs
+#
+# At the paper's shapes: one pair painted one way, VGG-19 at 224 px as the judge, forward and backward. The rival is a lower
+# bound of the released step: the wide decoder, everything else the same, and one backward pass of one sum, although that would
+# be wrong and the original makes several.
+
+
+# %%
+def step_work(config: PartsConfig, objective: Objective, side: int, net: VGG | None) -> float:
+    """Return the multiply-adds of a training step on one pair, forward and backward, without computing it."""
+    with torch.device("meta"):
+        distance = VggDistance(net, side) if net is not None else pyramid_distance
+        model = PartsModel(config, objective, distance)
+        x = torch.zeros(1, 3, config.image_size, config.image_size)
+        return multiply_adds(lambda: model(x, x, 1.0)[0].backward())
+
+
+judge = vgg19(pretrained=False).to("meta")
+one_way = Objective(both_ways=False)
+work = {
+    "paper shapes, falling widths": step_work(paper_config(), one_way, 224, judge),
+    "paper shapes, released decoder": step_work(
+        wide(paper_config()), replace(one_way, is_routed=False), 224, judge
+    ),
+    "small, pyramid": step_work(PartsConfig(), Objective(), 0, None),
+    "small, VGG-19": step_work(PartsConfig(), Objective(), 0, judge),
+}
+
+# %%
+assert work["paper shapes, released decoder"] > 1.35 * work["paper shapes, falling widths"], work
+table(
+    [[name, f"{value / 1e9:,.2f}"] for name, value in work.items()],
+    header=["step", "billion multiply-adds a pair"],
+)
+say(
+    f"The whole step at the paper's shapes takes **1/{work['paper shapes, released decoder'] / work['paper shapes, falling widths']:.2f}** "
+    f"of the released one's work. At our size VGG-19 would cost {work['small, VGG-19'] / work['small, pyramid']:.0f} times as much as everything "
+    f"else: hence a pyramid of plain differences."
+)
+
+# %% [markdown]
+# ## Training
+#
+# Twice from the same random start with the same pairs: with the constraint, and with nothing but a weak bottleneck. While they
+# learn we keep what six validation people look like to them.
+
+
+# %%
+class Album(nn.Module):
+    """Snapshots of masks, uint8 (n, B, S, S), and the steps they were taken at; a buffer, so that a resumed run has them."""
+
+    def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("pages", torch.zeros(n, *shape, dtype=torch.uint8))
+        self.register_buffer("steps", torch.zeros(n, dtype=torch.long))
+
+    def put(self, ids: Tensor, step: int) -> None:
+        """Keep masks (B, S, S) of ``step`` on the first free page; beyond the last there is no room, and nothing is kept."""
+        free = (self.steps == 0).nonzero()
+        if len(free):
+            self.pages[free[0, 0]] = ids.to(self.pages)
+            self.steps[free[0, 0]] = step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, whatever is asked."""
+
+    steps: int = 400
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.9)
+    n_checks: int = 8
+
+
+@torch.no_grad()
+def parts_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Tensor:
+    """Return the parts (N, S, S) of images (N, 3, S, S) on the CPU."""
+    model.eval()
+    return torch.cat([model.parts(piece.to(runtime.device)).cpu() for piece in images.split(64)])
+
+
+def parts_step(model: PartsModel, optimizer: torch.optim.Optimizer, runtime: Runtime, steps: int):
+    """Return ``step(batch, t) -> parts``; a batch holds "image" and "partner". The duals move after the weights."""
+
+    def step(batch: dict, t: int) -> dict[str, Tensor]:
+        with runtime.autocast():
+            loss, log = model(batch["image"], batch["partner"], t / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if model.objective.is_constrained:
+            excess = runtime.average(log["C1"]) - model.objective.mi_target
+            model.duals.update(runtime.average(log.pop("g")), excess)
+        return log | {"loss": loss.detach()}
+
+    return step
+
+
+def build_distance(
+    name: str, config: PartsConfig, pretrained: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the distance that reconstruction is judged by: "pyramid" or "vgg19" (224 px from 128 px on)."""
+    if name == "pyramid":
+        return pyramid_distance
+    if name == "vgg19":
+        return VggDistance(vgg19(pretrained), 224 if config.image_size >= 128 else 0)
+    raise BookError(f"reconstruction {name!r}", "pyramid or vgg19")
+
+
+def train_parts(
+    config: PartsConfig,
+    objective: Objective,
+    recipe: Recipe,
+    train: Dataset,
+    watched: Tensor,
+    truth: Tensor,
+    *,
+    seed: int,
+    runtime: Runtime,
+    root: str,
+    reconstruction: str = "pyramid",
+    n_kept: int = 6,
+):
+    """Return the trained model, its album and the result of :func:`cvlib.train.fit`.
+
+    ``watched`` (N, 3, S, S) are images that are segmented ``n_checks`` times, with labels ``truth`` (N, S, S) of which only a
+    curve is drawn; the first ``n_kept`` go into the album.
+    """
+    described = {"seed": seed, "config": asdict(config), "objective": asdict(objective), **asdict(recipe)}
+    described |= {"data": train.hash, "reconstruction": reconstruction, "precision": runtime.precision}
+    seed_everything(seed)
+    model = PartsModel(config, objective, build_distance(reconstruction, config))
+    album = Album(recipe.n_checks + 1, (n_kept, *truth.shape[1:]))
+    model, album = runtime.prepare(model), runtime.prepare(album)
+
+    def watch(done: int) -> dict[str, float]:
+        ids = parts_of(model, watched, runtime)
+        album.put(ids[:n_kept], done)
+        table = overlaps(ids, truth, config.n_parts, len(MERGED))
+        return {"IoU": segmentation_scores(table, many_to_one(table)).overall}
+
+    optimizer = torch.optim.Adam(
+        model.parameters(), recipe.learning_rate, betas=recipe.betas, **runtime.fused
+    )
+    result = fit(
+        run_folder(root, "parts", described),
+        config=described,
+        modules={"parts": model, "album": album},
+        optimizers={"parts": optimizer},
+        batches=train.batches(recipe.batch_size, seed=seed, rank=runtime.rank, world=runtime.world),
+        step=parts_step(model, optimizer, runtime, recipe.steps),
+        steps=recipe.steps,
+        runtime=runtime,
+        schedules={"parts": warmup_linear(max(1, recipe.steps // 20), recipe.steps, 0.1)},
+        evaluate=watch,
+        eval_every=max(1, recipe.steps // recipe.n_checks),
+    )
+    return model.eval(), album, result
+
+
+# %%
+recipe = Recipe(steps, batch_size, learning_rate)
+aim = Objective(mi_target=mi_target, mi_slack=mi_slack)
+aims = {"ours": aim, "no constraint": replace(aim, is_constrained=False)}
+look_at = judged["validation"][:128]
+watched, truth = validation.images(look_at), merge(validation.masks(look_at))
+models, albums, runs = {}, {}, {}
+for name, objective in aims.items():
+    models[name], albums[name], runs[name] = train_parts(
+        config,
+        objective,
+        recipe,
+        train,
+        watched,
+        truth,
+        seed=seed,
+        runtime=runtime,
+        root=run_dir,
+        reconstruction=reconstruction,
+    )
+model, history = models["ours"], runs["ours"].history
+
+# %%
+fig, (left, right) = figure(columns=2, height=2.9)
+for name, role in (("ours", "ours"), ("no constraint", "control")):
+    left.plot(*runs[name].curve("reconstruction"), **look(role), label=name)
+    right.plot(*runs[name].curve("eval/IoU"), **look(role, marker=True), label=name)
+left.set(xlabel="step", ylabel="reconstruction loss", ylim=(0, None))
+for name, role in (("k-means, colour and place", "baseline"),):
+    right.axhline(grades[name].scores.overall, **look(role), label="k-means, colour (test)")
+right.set(xlabel="step", ylabel="mean IoU, validation", ylim=(0, None))
+right.legend(loc="lower right")
+last_iou = runs["ours"].curve("eval/IoU")[1][-1]
+show(
+    fig,
+    alt=f"The reconstruction loss falls; the IoU of parts with true body parts ends at {last_iou:.2f} on validation.",
+    caption=f"Left: what is trained for. Right: what nobody asked for, the mean IoU over five body parts on {len(truth)} validation "
+    f"images, each part assigned to its best label on the same images (a curve to watch, no result).",
+)
+
+# %% [markdown]
+# ### Parts appear
+
+# %%
+album = albums["ours"]
+pages = [i for i, step in enumerate(album.steps.tolist()) if step]
+chosen = pages if len(pages) <= 5 else [pages[round(k * (len(pages) - 1) / 4)] for k in range(5)]
+n_kept = album.pages.shape[1]
+picture(
+    watched[:n_kept],
+    *(painted(album.pages[i].long()) for i in chosen),
+    painted(truth[:n_kept]),
+    columns=n_kept,
+    rows=["image", *(f"step {album.steps[i]}" for i in chosen), "truth"],
+    alt="Six validation people and their parts at several moments of training, above the true parts.",
+    caption="Six validation people (random) while the network learns. A part keeps its colour; the truth has colours of its own.",
+)
+
+# %%
+first, final = album.pages[chosen[0]].long(), album.pages[chosen[-1]].long()
+in_body = truth[:n_kept] > 0
+say(
+    f"On these six bodies {len(first[in_body].unique())} of {n_parts} parts show at step {album.steps[chosen[0]]}, and "
+    f"{len(final[in_body].unique())} at the end. At first the priors alone tile the picture; then parts that lie on a body shrink to it, "
+    f"because one appearance for body and wall paints both badly."
+)
+
+# %% [markdown]
+# ## Do the parts deserve a name?
+#
+# Test people, test poses. The assignment of parts to labels comes from validation.
+
+# %%
+found = {
+    name: {split: parts_of(net, x, runtime) for split, x in images.items()} for name, net in models.items()
+}
+for name in models:
+    grades[name] = grade(found[name], labels, config.n_parts, len(MERGED))
+order = ["ours", "no constraint", *cheap_parts]
+table(
+    [
+        [
+            name,
+            *(f"{v:.3f}" for v in grades[name].scores.per_image[1:].tolist()),
+            f"**{grades[name].scores.overall:.3f}**",
+            f"{grades[name].scores.pooled_overall:.3f}",
+            f"{grades[name].matched.overall:.3f}",
+            f"{grades[name].scores.foreground:.3f}",
+        ]
+        for name in order
+    ],
+    header=["method", *MERGED[1:], "overall", "overall, pooled", "overall, one part a label", "foreground"],
+    caption=f"IoU on {n_judged} test images, assignment chosen on {n_judged} validation images, {n_parts} parts or clusters. The columns of the "
+    f"labels follow the paper's rule (images that show the label). One seed.",
+)
+
+# %%
+ours, rival = (
+    grades["ours"].scores,
+    max((grades[name].scores for name in cheap_parts), key=lambda s: s.overall),
+)
+if is_trained:
+    assert ours.overall > rival.overall, (ours.overall, rival.overall)
+best_label, worst_label = (MERGED[1 + int(f(ours.per_image[1:]))] for f in (torch.argmax, torch.argmin))
+say(
+    f"**{ours.overall:.3f}** against {rival.overall:.3f} of the better k-means. The best found is the **{best_label}**, the worst **{worst_label}**. "
+    f"What is thin and moves most is what one vector says worst: every pose has to pass through {config.dim_pi} numbers."
+)
+
+# %%
+named = grades["ours"].assignment[found["ours"]["test"]]
+picture(
+    images["test"][shown],
+    painted(found["ours"]["test"][shown]),
+    painted(named[shown]),
+    painted(labels["test"][shown]),
+    columns=8,
+    rows=["image", "parts", "named", "truth"],
+    alt="Eight test people, their discovered parts, the parts after assignment, and the true parts.",
+    caption="The first eight judged test images, not selected: discovered parts, the same in the colours of the labels they were assigned to, "
+    "and the truth.",
+)
+
+# %% [markdown]
+# ### Landmarks for free
+#
+# If parts are places on a body, their centroids must tell where the joints are. A **linear** map from centroids to the 15 joints is
+# fitted on validation people; PCK is the share of the test people's joints that it puts within 2.5, 5 or 10 % of the image size.
+
+
+# %%
+def landmark_scores(
+    parts: dict[str, Tensor], joints: dict[str, Tensor], n_parts: int, image_size: int
+) -> dict:
+    """Return PCK of test joints (N, 15, 2) by a linear map of part centroids that was fitted on validation."""
+    centroids = {name: part_centroids(ids, n_parts) for name, ids in parts.items()}
+    fitted = LandmarkRegression.fit(centroids["validation"], joints["validation"], ridge=100.0)
+    return pck(fitted.predict(centroids["test"]), joints["test"], image_size)
+
+
+joints = {name: splits[name].joints[rows] for name, rows in judged.items()}
+nothing = {name: torch.zeros_like(ids) for name, ids in found["ours"].items()}  # one part: the mean pose
+keypoints = {
+    name: landmark_scores(ids, joints, n_parts, image_size)
+    for name, ids in (found | cheap_parts | {"the mean pose": nothing}).items()
+}
+table(
+    [[name, *(f"{100 * value:.1f}" for value in scores.values())] for name, scores in keypoints.items()],
+    header=["centroids of", *(f"PCK @ {100 * share:g} %" for share in keypoints["ours"])],
+    caption="Test joints within a distance of their true place, in per cent.",
+)
+
+# %% [markdown]
+# ## What does the shape code know?
+#
+# Two questions that only known factors can answer. **Leakage**: how well does a linear probe read colours from π? We ask for the mean
+# colours of torso, legs and wall, six people in seven never seen by the probe. **Invariance**: change all clothes and nothing else; do the parts stay?
+
+
+# %%
+def mean_colours(images: Tensor, labels: Tensor, wanted: tuple[str, ...]) -> Tensor:
+    """Return the mean colours (N, 3 · len(wanted)) under labels (N, H, W); the image's mean where a label is absent."""
+    columns = []
+    for name in wanted:
+        mask = (labels == MERGED.index(name))[:, None].float()
+        area = mask.sum((2, 3))
+        columns.append(
+            torch.where(area > 0, (images * mask).sum((2, 3)) / area.clamp_min(1), images.mean((2, 3)))
+        )
+    return torch.cat(columns, 1)
+
+
+def probe_r2(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float = 10.0) -> float:
+    """Return the mean R² with which a ridge regression of y on x (standardised) predicts test targets; below 0 is worse than a constant."""
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    z, z_test = ((a - mean) / std for a in (x, x_test))
+    w = torch.linalg.solve(z.T @ z + ridge * torch.eye(z.shape[1]), z.T @ (y - y.mean(0)))
+    residual = (y_test - y.mean(0) - z_test @ w).square().mean(0)
+    return float((1 - residual / y_test.var(0, unbiased=False)).mean())
+
+
+@torch.no_grad()
+def codes_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Tensor:
+    """Return the mean shape codes (N, d) of images, on the CPU."""
+    model.eval()
+    return torch.cat([model.shape(piece.to(runtime.device)).mean.cpu() for piece in images.split(64)])
+
+
+PROBED = ("torso", "legs", "background")
+probing = torch.randperm(len(train), generator=rng)[: 24 if page.smoke else 1500]
+probe_images = train.images(probing)
+probe_targets = mean_colours(probe_images, merge(train.masks(probing)), PROBED)
+test_targets = mean_colours(images["test"], labels["test"], PROBED)
+leak = {
+    name: probe_r2(
+        codes_of(net, probe_images, runtime),
+        probe_targets,
+        codes_of(net, images["test"], runtime),
+        test_targets,
+    )
+    for name, net in models.items()
+}
+other = judged["test"] ^ 1  # the other look of the same pose
+redressed = test.images(other)
+stay = {}
+for name, net in models.items():
+    table_of = (
+        overlaps(parts_of(net, redressed, runtime), found[name]["test"], n_parts, n_parts).sum(0).double()
+    )
+    union = table_of.sum(0) + table_of.sum(1) - table_of.diagonal()
+    present = union > 0
+    stay[name] = float((table_of.diagonal() / union.clamp_min(1))[present].mean())
+table(
+    [
+        [
+            name,
+            f"{leak[name]:.3f}",
+            f"{stay[name]:.3f}",
+            f"{runs[name].history[-1]['C1']:.3f}",
+            f"{runs[name].history[-1]['kl']:.1f}",
+        ]
+        for name in models
+    ],
+    header=[
+        "model",
+        "R² of colours from π",
+        "IoU of parts after a change of clothes",
+        "C₁ (nats)",
+        "KL (nats)",
+    ],
+    caption="One seed. Low R² and high IoU are good; a constant has R² 0.",
+)
+
+# %% [markdown]
+# ## Taking people apart
+#
+# The model was trained to paint one person in two poses. Nothing stops us from asking for shape and appearance of two people.
+
+# %%
+n_swap = 3 if page.smoke else 6
+cast = torch.randperm(n_judged, generator=torch.Generator().manual_seed(seed + 1))[:n_swap]
+cast_images = images["test"][cast].to(runtime.device)
+cast_parts = model.parts(cast_images)
+cast_alphas = model.alphas(cast_images, cast_parts)
+
+
+def swapped(model: PartsModel, ids: Tensor, alpha: Tensor) -> Tensor:
+    """Return images (A, B, 3, S, S): the shapes ids (A, S, S) in each of the appearances alpha (B, P, d)."""
+    return torch.stack([model.paint(one.expand(len(alpha), -1, -1), alpha) for one in ids])
+
+
+matrix = swapped(model, cast_parts, cast_alphas).cpu()
+blank = torch.ones(1, *cast_images.shape[1:])
+picture(
+    torch.cat([blank, cast_images.cpu()]),
+    *(torch.cat([cast_images[i : i + 1].cpu(), row]) for i, row in enumerate(matrix)),
+    columns=n_swap + 1,
+    rows=["clothes of", *(["shape of"] + [""] * (n_swap - 1))],
+    alt="A matrix of painted people: each row keeps a shape, each column an appearance.",
+    caption="Each row one shape, each column one appearance, on the diagonal its own. Test people, random.",
+)
+
+# %% [markdown]
+# ### One piece at a time
+#
+# The assignment tells which parts are torso, legs or head. So only these can be dressed anew, with everything else left as it was.
+
+
+# %%
+def redress(alpha: Tensor, donor: Tensor, assignment: Tensor, label: int) -> Tensor:
+    """Return appearances (B, P, d) that are ``donor``'s in the parts assigned to a label and ``alpha``'s elsewhere."""
+    return torch.where((assignment == label).to(alpha.device)[:, None], donor, alpha)
+
+
+assignment = grades["ours"].assignment
+nameable = [k for k in range(len(MERGED)) if (assignment == k).any()]
+pieces = [
+    model.paint(
+        cast_parts[:1].expand(n_swap, -1, -1),
+        redress(cast_alphas[:1].expand(n_swap, -1, -1), cast_alphas, assignment, k),
+    ).cpu()
+    for k in nameable
+]
+picture(
+    cast_images.cpu(),
+    *pieces,
+    columns=n_swap,
+    rows=["donor", *(f"{MERGED[k]} only" for k in nameable)],
+    alt="One person, in each row with one named piece in the appearance of each of several donors.",
+    caption="The first person; in each row one piece has the appearance of the donor above.",
+)
+
+
+# %%
+def edit_locality(model: PartsModel, ids: Tensor, alpha: Tensor, donor: Tensor, reach: int = 0) -> Tensor:
+    """Return, for each part, the share of all change that lies inside it when only its appearance is replaced, (P,).
+
+    NaN for parts without a pixel or without a change. ``reach`` widens a part by that many pixels.
+    """
+    before, shares = model.paint(ids, alpha), []
+    for p in range(alpha.shape[1]):
+        edited = torch.where((torch.arange(alpha.shape[1]) == p).to(alpha.device)[:, None], donor, alpha)
+        change = (model.paint(ids, edited) - before).abs().sum(1)
+        inside = (ids == p)[:, None].float()
+        inside = F.max_pool2d(inside, 2 * reach + 1, stride=1, padding=reach)[:, 0]
+        shown = (ids == p).flatten(1).any(1)
+        total = change[shown].sum()
+        shares.append((change * inside)[shown].sum() / total if total > 0 else total.new_tensor(math.nan))
+    return torch.stack(shares)
+
+
+local = {
+    reach: edit_locality(model, cast_parts, cast_alphas, cast_alphas.roll(1, 0), reach).nanmean().item()
+    for reach in (0, 3)
+}
+say(
+    f"When one part's appearance is replaced, **{local[0]:.0%}** of the change lies inside the part (mean over parts), {local[3]:.0%} within three "
+    f"pixels of it: the rest is the generator's receptive field."
+)
+
+# %% [markdown]
+# ### Mix your own
+#
+# Whose pose, whose clothes? All answers are computed; the sliders need no kernel.
+
+# %%
+names = [f"person {i + 1}" for i in range(n_swap)]
+explorer(
+    [
+        grid(
+            torch.stack(
+                [cast_images[i].cpu(), painted(cast_parts[i : i + 1])[0], matrix[i, j], cast_images[j].cpu()]
+            ),
+            columns=4,
+        )
+        for i in range(n_swap)
+        for j in range(n_swap)
+    ],
+    axes={"pose of": names, "clothes of": names},
+    start={"clothes of": names[-1]},
+    scale=2,
+    alt="Four pictures: the person whose pose is taken, its parts, the mixture, and the person whose clothes are taken.",
+    caption="From left to right: who lends the pose, the parts found, the mixture, who lends the clothes.",
+)
+
+
+# %%
+def play(pose_of: int = 1, clothes_of: int = 2, piece: str = "everything") -> None:
+    """Show a test person's pose in another's clothes, or with one named piece of them."""
+    x = test.images(torch.tensor([pose_of, clothes_of]) % len(test)).to(runtime.device)
+    ids = model.parts(x)
+    alpha = model.alphas(x, ids)
+    mixed = (
+        alpha[1:] if piece == "everything" else redress(alpha[:1], alpha[1:], assignment, MERGED.index(piece))
+    )
+    made = model.paint(ids[:1], mixed).cpu()
+    picture(
+        torch.cat([x[:1].cpu(), painted(ids[:1]), made, x[1:].cpu()]),
+        columns=4,
+        scale=3,
+        titles=["pose", "parts", "mixture", "clothes"],
+        alt=f"Test image {pose_of} in the clothes of test image {clothes_of}.",
+        caption=f"{piece} of image {clothes_of} on image {pose_of}",
+    )
+
+
+if page.live:  # with a kernel: any two test images
+    import ipywidgets as widgets
+
+    widgets.interact(
+        play,
+        pose_of=widgets.IntSlider(1, min=0, max=len(test) - 1, continuous_update=False),
+        clothes_of=widgets.IntSlider(2, min=0, max=len(test) - 1, continuous_update=False),
+        piece=["everything", *(MERGED[k] for k in nameable)],
+    )
+
+# %% [markdown]
+# ## Failures worth seeing
+#
+# The test images with the lowest mean IoU over the body parts that they show.
+
+# %%
+worst = ours.images.nan_to_num(1.0).argsort()[:8]
+picture(
+    images["test"][worst],
+    painted(named[worst]),
+    painted(labels["test"][worst]),
+    columns=len(worst),
+    rows=["image", "named", "truth"],
+    alt="The eight test images whose parts fit worst.",
+    caption=f"The eight worst of {n_judged}, IoU {ours.images[worst[0]]:.2f} to {ours.images[worst[-1]]:.2f}.",
+)
+
+# %% [markdown]
+# ## Where this page departs
+#
+# | | paper | authors' code | here |
+# |---|---|---|---|
+# | data | CUB, DeepFashion, Exercise, Penn Action | the same | rendered people with true masks, easy motions first |
+# | size | 128 px, 25 parts | the same | 64 px, 16 parts; the paper's shapes by `network=paper` |
+# | decoder | | 256 channels at every size; the listed widths are ignored | falling widths, at both scales |
+# | shape code | full covariance | the same, mean over the last map | full covariance; the last map read place by place |
+# | appearance of a part | from the masked image | 25 encodings an image | pooled from one map; the mean colour is given as it is |
+# | generator | small hourglass | the same | the same, painting the difference to the mean colours |
+# | reconstruction | perceptual, VGG-19 | pixels and five layers at 224 px | pixel pyramid; VGG-19 by `reconstruction=vgg19` |
+# | pairs | one is painted | the same | both are painted, each with the other's appearance |
+# | masks | | hard from the start, or soft | soft for the first part of training, then straight-through |
+# | sharpness, concentration | weights | edited by hand between restarts | a declared schedule |
+# | concentration | variance of each part | the same, or squares | the same |
+# | bottleneck $r$ | | starts at 0, within -3 to 7.5 (DeepFashion 0 to 7.5) | starts at -3, within -3 to 7.5 |
+# | area prior | | weight 1e-12 | none |
+# | gradients | a loss for each network | the reconstruction is computed up to four times | one backward pass |
+# | assignment | | on the test images, many to one | on validation; one to one beside it |
+#
+# **Traps of the original.** Its configuration lists decoder widths that nothing obeys. Its results come from runs that were stopped,
+# edited and restarted, so no configuration in the repository reproduces them; the step at which a run is judged was chosen with
+# test labels at hand. λ and $r$ live outside the weights: a port that saves only the networks begins again with no constraint.
+# IoU skips labels that an image does not show. Masks of DeepFashion exist for a part of its images: an absent mask is not an empty one.
+#
+# ## Exercises
+#
+# 1. What IoU would an oracle get that cuts out the figure perfectly and calls all of it by one label? What does that say about
+#    reading "overall" without its columns?
+# 2. Set `is_routed=False` in the objective and train. Which term falls faster, and what becomes of KL?
+# 3. Give the model no pair: `partner` equal to `image`. What stops it from using one part for each colour?
+# 4. Raise `mi_target` to 2 and compare the leakage.
+#
+# ```{dropdown} Solutions
+# 1. See the cell below.
+# 2. The priors: the encoder helps them by saying less, and KL falls with what can be painted.
+# 3. Nothing but the priors: with the own image's appearance at hand, any partition that follows colours paints well. It is the other
+#    pose that makes a part of a part.
+# 4. The constraint is silent while $C_0$ stays below its target, and R² rises towards that of the model without one.
+# ```
+
+# %%
+figure_only = {name: (x > 0).long() for name, x in labels.items()}
+oracle = segmentation_scores(
+    overlaps(figure_only["test"], labels["test"], 2, len(MERGED)),
+    many_to_one(overlaps(figure_only["validation"], labels["validation"], 2, len(MERGED))),
+)
+say(
+    f"Solution 1: overall **{oracle.overall:.3f}** with a foreground IoU of {oracle.foreground:.0%}; all of the credit is in one column."
+)
+
+# %% [markdown]
+# ## What came after
+#
+# Self-supervised transformers learned features whose clusters are parts without painting anything, and
+# co-part segmentation took up motion in video. What stays of this paper is a way to *say* what disentangled means, a number of nats
+# below a target, and to let a multiplier find the price.
+
+# %%
+if page.record:  # the report run leaves its network to the quick pages
+    page.keep_weights(
+        "parts",
+        model,
+        {
+            "data": f"bodies, {image_size} px, train split {train.hash}",
+            "command": "make report CHAPTER=parts",
+            "licence": "CC BY-SA 4.0",
+            "commit": runs["ours"].result["commit"],
+            "model": asdict(config),
+        },
+        scores={"test IoU, many to one": ours.overall, "test foreground IoU": ours.foreground},
+        limits="Knows rendered capsule people before plain backgrounds at one size; no use beyond this book is intended.",
+    )
+
+# %%
+page.finish(runtime)
