@@ -44,7 +44,7 @@
 # |---|---|---|
 # | quick | `papermill notebooks/parts.ipynb out.ipynb` | about 5 minutes of one CPU core, and once half a minute to draw the people |
 # | longer | `papermill notebooks/parts.ipynb out.ipynb -p steps 4000` | about 40 minutes of one CPU core |
-# | paper | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; the paper's shapes on rendered people |
+# | paper | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p n_parts 25 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; the paper's shapes on rendered people |
 #
 # Reading time: 25 minutes.
 
