@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -116,6 +117,20 @@ class Dataset:
     def __repr__(self) -> str:
         kind = f"{self.name}/{self.split}"
         return f"<{kind}: {len(self):,} images of {self.image_size} px, hash {self.hash}>"
+
+    def subset(self, rows: Tensor) -> Self:
+        """Return the images ``rows`` (LongTensor (B,)) as a data set of their own, on the same pixels.
+
+        Raises: BookError for no rows at all; IndexError for one outside.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        if not len(rows):
+            raise BookError("a subset without images", "at least one")
+        part = copy.copy(self)
+        part._items = self._items[rows.numpy()]
+        part.labels = {field: values[rows] for field, values in self.labels.items()}
+        part.hash = digest([self.hash, rows.tolist()], 16)
+        return part
 
     def draw(self, index: Tensor, generator: torch.Generator | None, augment: bool) -> Draws:
         """Return the random choices for the images ``index`` (fixed ones when ``augment`` is false)."""

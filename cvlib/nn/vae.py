@@ -45,18 +45,22 @@ class DiagonalGaussian:
 class VectorEncoder(nn.Module):
     """Map images (B, 3, side, side) in [-1, 1] to :class:`DiagonalGaussian` of ``dim`` features.
 
-    Each width halves the grid by a convolution of stride 2 and is followed by ``n_blocks`` residual blocks;
-    what is left of the grid is read place by place by one linear layer.
+    Squares of ``patch`` pixels become channels first. Each width then halves the grid by a convolution of
+    stride 2 and is followed by ``n_blocks`` residual blocks; what is left of the grid is read place by place
+    by one linear layer.
     """
 
-    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int) -> None:
+    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential()
-        for before, after in pairwise((3, *widths)):
+        self.layers = nn.Sequential(nn.PixelUnshuffle(patch))
+        for before, after in pairwise((3 * patch**2, *widths)):
             self.layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
             self.layers.extend(ResBlock(after, after, group_width=4) for _ in range(n_blocks))
         self.layers.extend([GroupNorm(widths[-1], 4), nn.SiLU(), nn.Flatten()])
-        self.head = nn.Linear(widths[-1] * (side >> len(widths)) ** 2, 2 * dim)
+        self.head = nn.Linear(widths[-1] * ((side // patch) >> len(widths)) ** 2, 2 * dim)
+        nn.init.constant_(
+            self.head.bias[dim:], -4.0
+        )  # little noise at first, or the decoder learns to ignore z
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(self.head(self.layers(x)))
@@ -65,16 +69,18 @@ class VectorEncoder(nn.Module):
 class VectorDecoder(nn.Module):
     """Map z (B, dim) to images (B, 3, side, side), not squashed to a range: the encoder's mirror."""
 
-    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int) -> None:
+    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1) -> None:
         super().__init__()
-        small = side >> len(widths)
+        small = (side // patch) >> len(widths)
         self.tail = nn.Sequential(nn.Linear(dim, widths[-1] * small**2), nn.Unflatten(1, (-1, small, small)))
         self.layers = nn.Sequential()
         for before, after in pairwise((*reversed(widths), max(8, widths[0] // 2))):
             self.layers.extend(ResBlock(before, before, group_width=4) for _ in range(n_blocks))
             self.layers.extend([Upsample(before), ResBlock(before, after, group_width=4)])
-        self.last = nn.Conv2d(max(8, widths[0] // 2), 3, 3, padding=1)
-        self.layers.extend([GroupNorm(self.last.in_channels, 4), nn.SiLU(), self.last])
+        self.last = nn.Conv2d(max(8, widths[0] // 2), 3 * patch**2, 3, padding=1)
+        self.layers.extend(
+            [GroupNorm(self.last.in_channels, 4), nn.SiLU(), self.last, nn.PixelShuffle(patch)]
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(self.tail(z))
@@ -88,7 +94,8 @@ class VectorDecoder(nn.Module):
 class VectorAutoencoder(nn.Module):
     """Encoder E and decoder D with x ≈ D(z), z ~ E(x), and the learned scalar log-variance λ of the error.
 
-    Raises: BookError if the widths halve the image away, or leave a remainder.
+    With ``patch`` 2 the networks never work at full size, where on a CPU nearly all of the time goes.
+    Raises: BookError if patches and widths halve the image away, or leave a remainder.
 
     >>> net = VectorAutoencoder(side=16, dim=5, widths=(8, 16))
     >>> q = net.encode(torch.zeros(2, 3, 16, 16))
@@ -97,21 +104,29 @@ class VectorAutoencoder(nn.Module):
     """
 
     def __init__(
-        self, side: int = 64, dim: int = 128, widths: Sequence[int] = (32, 64, 128, 256), n_blocks: int = 1
+        self,
+        side: int = 64,
+        dim: int = 128,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        n_blocks: int = 1,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        if not widths or side % 2 ** len(widths):
+        if not widths or patch < 1 or side % (patch * 2 ** len(widths)):
             raise BookError(
-                f"{len(widths)} halvings of {side} px", "at least one, without a remainder", "change widths"
+                f"{len(widths)} halvings of {side} px in patches of {patch}",
+                "at least one, without a remainder",
+                "change widths or patch",
             )
         self.config: dict[str, Any] = {
             "side": side,
             "dim": dim,
             "widths": list(widths),
             "n_blocks": n_blocks,
+            "patch": patch,
         }
-        self.encoder = VectorEncoder(side, dim, widths, n_blocks)
-        self.decoder = VectorDecoder(side, dim, widths, n_blocks)
+        self.encoder = VectorEncoder(side, dim, widths, n_blocks, patch)
+        self.decoder = VectorDecoder(side, dim, widths, n_blocks, patch)
         self.log_variance = nn.Parameter(torch.zeros(()))  # λ
 
     def encode(self, x: Tensor) -> DiagonalGaussian:

@@ -144,3 +144,21 @@ def test_hash_tells_content_and_options_apart():
     base = small()[0].hash
     assert base == small()[0].hash == "38258760cff89cbb"  # the same on every machine
     assert base != small(flip=True)[0].hash != small(side=12)[0].hash
+
+
+def test_subset_shows_the_chosen_images_under_their_labels_and_has_its_own_hash():
+    data, images = small(n=12)
+    rows = torch.tensor([7, 2, 11])
+    part = data.subset(rows)
+    assert len(part) == 3 and len(data) == 12
+    wanted = torch.from_numpy(images[[11, 7]]) / 127.5 - 1
+    torch.testing.assert_close(part.images([2, 0]), wanted, atol=1e-6, rtol=0)
+    assert part.labels["class"].tolist() == (rows % 3).tolist()
+    hashes = {data.hash, part.hash, data.subset(rows[:2]).hash, data.subset(rows.flip(0)).hash}
+    assert len(hashes) == 4 and data.subset(rows).hash == part.hash
+    drawn = next(part.batches(3, seed=0))["index"]
+    assert sorted(drawn.tolist()) == [0, 1, 2]
+    with pytest.raises(BookError, match="without images"):
+        data.subset(torch.empty(0, dtype=torch.long))
+    with pytest.raises(IndexError):
+        data.subset(torch.tensor([12]))

@@ -77,3 +77,26 @@ def test_widths_that_do_not_fit_are_told(side, widths):
 def test_an_image_of_another_size_is_told():
     with pytest.raises(BookError, match=r"\(2, 3, 8, 8\).*16, 16"):
         VectorAutoencoder(16, 4, (8,)).encode(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_keep_the_shape_and_see_every_pixel(patch):
+    torch.manual_seed(0)
+    net = VectorAutoencoder(side=16, dim=5, widths=(8, 8), patch=patch)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    x_rec = net.decode(net.encode(x).mean)
+    assert x_rec.shape == x.shape
+    x_rec.square().sum().backward()
+    assert (x.grad[0] != 0).all()
+    assert (net.decode(torch.zeros(1, 5)) != net.decode(torch.ones(1, 5))).all()
+
+
+def test_patches_must_divide_what_the_widths_halve():
+    with pytest.raises(BookError, match="patches of 8"):
+        VectorAutoencoder(side=16, dim=5, widths=(8, 8), patch=8)
+
+
+def test_the_first_posterior_is_narrow():
+    torch.manual_seed(0)
+    q = VectorAutoencoder(side=16, dim=64, widths=(8, 16)).encode(torch.randn(4, 3, 16, 16).clamp(-1, 1))
+    assert q.log_variance.mean() < -3
