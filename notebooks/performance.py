@@ -320,7 +320,7 @@ race(
 
 # %%
 RETRIEVAL = """
-import resource, sys, time
+import pathlib, re, resource, sys, time
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
@@ -342,11 +342,16 @@ def score(m):
     found = peer.get_accuracy(z[:m], labels[:m])
     return tuple(found[name] for name in wanted)
 
+def peak_kb():  # on Linux getrusage also counts what the parent held when it started this program
+    status = pathlib.Path("/proc/self/status")
+    found = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
 score(min(n, 200))  # imports, and the first allocations
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before, start = peak_kb(), time.perf_counter()
 recall, map_r = score(n)
 seconds = time.perf_counter() - start
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, recall, map_r)
+print(seconds, (peak_kb() - before) / 1024, recall, map_r)
 """
 
 
