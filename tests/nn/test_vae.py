@@ -100,3 +100,47 @@ def test_the_first_posterior_is_narrow():
     torch.manual_seed(0)
     q = VectorAutoencoder(side=16, dim=64, widths=(8, 16)).encode(torch.randn(4, 3, 16, 16).clamp(-1, 1))
     assert q.log_variance.mean() < -3
+
+
+def with_a_linear_path() -> VectorAutoencoder:
+    torch.manual_seed(0)
+    return VectorAutoencoder(16, 5, (8, 8), thumbnail=8)
+
+
+def test_it_starts_as_principal_components():
+    net, generator = with_a_linear_path(), torch.Generator().manual_seed(0)
+    codes, basis = torch.randn(60, 12, generator=generator), torch.randn(12, 3 * 8 * 8, generator=generator)
+    small = (codes * torch.linspace(3, 0.5, 12)) @ basis + 0.3
+    images = small.unflatten(1, (3, 8, 8)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    net.start_from(images)
+    q = net.encode(images)
+    torch.testing.assert_close(q.mean.mean(0), torch.zeros(5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(q.mean.T.cov(), torch.eye(5), atol=1e-3, rtol=0)
+    assert net.log_variance.exp().item() == pytest.approx((net.decode(q.mean) - images).abs().mean().item())
+    _, _, v = torch.linalg.svd(small - small.mean(0), full_matrices=False)  # exact, not the randomised one
+    best = small.mean(0) + (small - small.mean(0)) @ v[:5].T @ v[:5]
+    theirs = torch.nn.functional.interpolate(best.unflatten(1, (3, 8, 8)), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(net.decode(q.mean), theirs, atol=1e-2, rtol=0)
+
+
+def test_gradients_reach_a_network_that_starts_from_components():
+    net = with_a_linear_path()
+    net.start_from(torch.randn(20, 3, 16, 16))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for _ in range(
+        2
+    ):  # what was set to zero moves in the first step and lets gradients through in the second
+        optimizer.zero_grad()
+        x_hat, q = net(torch.randn(3, 3, 16, 16))
+        (x_hat.square().sum() + q.kl().sum()).backward()
+        optimizer.step()
+    assert all(p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n != "log_variance")
+
+
+def test_components_that_cannot_be_had_are_told():
+    with pytest.raises(BookError, match="without thumbnails"):
+        VectorAutoencoder(16, 4, (8,)).start_from(torch.zeros(9, 3, 16, 16))
+    with pytest.raises(BookError, match="5 images for 5 components"):
+        with_a_linear_path().start_from(torch.zeros(5, 3, 16, 16))
+    with pytest.raises(BookError, match="7 px for 16 px"):
+        VectorAutoencoder(16, 4, (8,), thumbnail=7)
