@@ -204,7 +204,7 @@ class VectorAutoencoder(nn.Module):
         painter.bias.copy_(mean)
         self.encoder.head.weight.zero_()
         self.encoder.head.bias[:dim].zero_()
-        for parameter in (self.decoder.last.weight, self.decoder.last.bias):
+        for parameter in self.decoder.last.parameters():
             parameter.zero_()
         painted = enlarge(
             painter(reader(small)).unflatten(1, (3, self.config["thumbnail"], -1)), images.shape[-1]
