@@ -689,7 +689,7 @@ class Residual(nn.Module):
 
 
 class Critic(nn.Module):
-    """T(π, α), (B,): the inner product of an embedding of each, over the root of their width."""
+    """T(π, α), (A, B) for A codes and B appearances: inner products of embeddings, over the root of their width."""
 
     def __init__(self, dim_pi: int, dim_alpha: int, width: int, n_blocks: int) -> None:
         super().__init__()
@@ -700,12 +700,12 @@ class Critic(nn.Module):
         self.scale = width**-0.5
 
     def forward(self, pi: Tensor, alpha: Tensor) -> Tensor:
-        return self.scale * (self.pi(pi) * self.alpha(alpha)).sum(-1)
+        return self.scale * self.pi(pi) @ self.alpha(alpha).T
 
 
-def critic_loss(joint: Tensor, marginal: Tensor) -> Tensor:
-    """Return the logistic loss of T on true pairs (B,) and on pairs that do not belong together (B,)."""
-    return 0.5 * (F.softplus(-joint).mean() + F.softplus(marginal).mean())
+def critic_loss(table: Tensor, foreign: Tensor) -> Tensor:
+    """Return the logistic loss of T (B, B): of true pairs, on the diagonal, and of those that ``foreign`` (B, B) marks."""
+    return 0.5 * (F.softplus(-table.diagonal()).mean() + F.softplus(table[foreign]).mean())
 
 
 # %%
@@ -717,11 +717,11 @@ toy_curve = []
 for _ in range(10 if page.smoke else 400):
     a = torch.randn(256, 1, generator=rng)
     b = rho * a + math.sqrt(1 - rho**2) * torch.randn(256, 1, generator=rng)
-    joint, marginal = toy_critic(a, b), toy_critic(a, b.flip(0))
+    T = toy_critic(a, b)
     toy_optimizer.zero_grad()
-    critic_loss(joint, marginal).backward()
+    critic_loss(T, ~torch.eye(len(T), dtype=torch.bool)).backward()
     toy_optimizer.step()
-    toy_curve.append(joint.mean().item())
+    toy_curve.append(T.diagonal().mean().item())
 estimated = sum(toy_curve[-50:]) / len(toy_curve[-50:])
 if not page.smoke:
     assert abs(estimated - known_mi) < 0.15, (estimated, known_mi)
@@ -885,6 +885,7 @@ class Objective:
     is_constrained: bool = True
     r_range: tuple[float, float] = (-3.0, 7.5)
     noise: float = 1.0
+    reconstruction: float = 1.0
     smooth: float = 1e-3
     categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 60.0)
@@ -1007,25 +1008,22 @@ class PartsModel(nn.Module):
         masks = masks[: len(targets)]
         made = self.generator(assembled(masks, alpha), masks)
         # the paper's factor for pixels in 0..255, 1e-3 / 2 for each of the image's values
-        scale = 0.5e-3 * x[0].numel() * 127.5
+        scale = objective.reconstruction * 0.5e-3 * x[0].numel() * 127.5
         losses = {"reconstruction": scale * self.distance(made, targets).mean()}
         free = self.decoder(pi[:b].detach()) if objective.is_routed else logits[:b]
         losses["priors"], log = self.prior(free, objective.at(progress))
 
         with torch.no_grad():
             whole = self.appearance(x).roll(b, 0)
-        others = torch.cat([half.roll(1, 0) for half in whole.split(b)])  # of another pair
-        codes = pi.detach()
-        joint = [critic(codes, whole) for critic in self.critics]
-        losses["critics"] = sum(
-            critic_loss(T, critic(codes, others)) for T, critic in zip(joint, self.critics, strict=True)
-        )
+        pair = torch.arange(b, device=x.device).repeat(2)
+        tables = [critic(pi.detach(), whole) for critic in self.critics]
+        losses["critics"] = sum(critic_loss(T, pair[:, None] != pair) for T in tables)
         kl = posterior.kl().mean()
         losses["bottleneck"] = self.duals.r.exp() * kl
-        c0, c1 = joint[0].mean().detach(), joint[1].mean().detach()
+        c0, c1 = (T.detach().diagonal().mean() for T in tables[:2])
         if objective.is_constrained:
             g = (
-                detached_call(self.critics[0], pi, whole).mean()
+                detached_call(self.critics[0], pi, whole).diagonal().mean()
                 - (1 - objective.mi_slack) * objective.mi_target
             )
             losses["constraint"] = lagrangian(g, self.duals.lam.clone())
@@ -1191,6 +1189,7 @@ class Recipe:
     steps: int = 400
     batch_size: int = 8
     learning_rate: float = 1e-3
+    critic_pace: float = 1.0  # times the learning rate
     betas: tuple[float, float] = (0.5, 0.9)
     n_checks: int = 8
 
@@ -1262,8 +1261,13 @@ def train_parts(
         table = overlaps(ids, truth, config.n_parts, len(MERGED))
         return {"IoU": segmentation_scores(table, many_to_one(table)).overall}
 
+    critics = list(model.critics.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith("critics.")]
     optimizer = torch.optim.Adam(
-        model.parameters(), recipe.learning_rate, betas=recipe.betas, **runtime.fused
+        [{"params": rest}, {"params": critics, "lr": recipe.critic_pace * recipe.learning_rate}],
+        recipe.learning_rate,
+        betas=recipe.betas,
+        **runtime.fused,
     )
     result = fit(
         run_folder(root, "parts", described),
