@@ -19,6 +19,7 @@ from cvlib.errors import BookError
 __all__ = [
     "UNLABELLED",
     "SegmentationScores",
+    "checked_ids",
     "iou_table",
     "many_to_one",
     "one_to_one",
@@ -29,13 +30,14 @@ __all__ = [
 UNLABELLED = -1  #: the label of a pixel whose true label nobody knows: it is not scored
 
 
-def _checked_ids(name: str, ids: Tensor, count: int, least: int = 0) -> Tensor:
+def checked_ids(name: str, ids: Tensor, count: int, least: int = 0) -> Tensor:
+    """Return ids (N, H, W) as int64, on the CPU. Raises: BookError for any outside ``least`` to ``count`` - 1."""
     if ids.is_floating_point() or ids.ndim != 3:
         raise BookError(f"{name} of shape {tuple(ids.shape)} and type {ids.dtype}", "integers (N, H, W)")
     ids = ids.detach().cpu().long()
     outside = ids[(ids < least) | (ids >= count)]
     if outside.numel():
-        known = f"ids 0 to {count - 1}"
+        known = f"ids {least} to {count - 1}"
         raise BookError(f"{name} with the unknown id {int(outside[0])}", known, "merge or mask it first")
     return ids
 
@@ -52,8 +54,8 @@ def overlaps(parts: Tensor, labels: Tensor, n_parts: int, n_labels: int) -> Tens
     tensor([[[1, 0],
              [1, 1]]])
     """
-    parts = _checked_ids("parts", parts, n_parts)
-    labels = _checked_ids("labels", labels, n_labels, least=UNLABELLED)
+    parts = checked_ids("parts", parts, n_parts)
+    labels = checked_ids("labels", labels, n_labels, least=UNLABELLED)
     if parts.shape != labels.shape:
         raise BookError(f"parts {tuple(parts.shape)} and labels {tuple(labels.shape)}", "equal shapes")
     n, cells = len(parts), n_parts * n_labels
