@@ -1267,11 +1267,13 @@ def train_parts(
     root: str,
     reconstruction: str = "pyramid",
     n_kept: int = 6,
+    measure: Callable[[PartsModel], dict[str, float]] | None = None,
+    stop: int | None = None,
 ):
     """Return the trained model, its album and the result of :func:`cvlib.train.fit`.
 
     ``watched`` (N, 3, S, S) are images that are segmented ``n_checks`` times, with labels ``truth`` (N, S, S) of which only a
-    curve is drawn; the first ``n_kept`` go into the album.
+    curve is drawn, beside what ``measure(model)`` gives; the first ``n_kept`` go into the album. ``stop`` ends a run early.
     """
     described = {"seed": seed, "config": asdict(config), "objective": asdict(objective), **asdict(recipe)}
     described |= {"data": train.hash, "reconstruction": reconstruction, "precision": runtime.precision}
@@ -1284,7 +1286,8 @@ def train_parts(
         ids = parts_of(model, watched, runtime)
         album.put(ids[:n_kept], done)
         table = overlaps(ids, truth, config.n_parts, len(MERGED))
-        return {"IoU": segmentation_scores(table, many_to_one(table)).overall}
+        more = measure(model) if measure else {}
+        return {"IoU": segmentation_scores(table, many_to_one(table)).overall, **more}
 
     critics = list(model.critics.parameters())
     rest = [p for name, p in model.named_parameters() if not name.startswith("critics.")]
@@ -1301,7 +1304,7 @@ def train_parts(
         optimizers={"parts": optimizer},
         batches=train.batches(recipe.batch_size, seed=seed, rank=runtime.rank, world=runtime.world),
         step=parts_step(model, optimizer, runtime, recipe.steps),
-        steps=recipe.steps,
+        steps=stop or recipe.steps,
         runtime=runtime,
         schedules={"parts": warmup_linear(max(1, recipe.steps // 20), recipe.steps, 0.1)},
         evaluate=watch,
