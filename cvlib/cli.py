@@ -35,7 +35,8 @@ def data() -> None:
 def check(name: str, root: str) -> None:
     """Count what ROOT holds of the data set NAME; exit 1 if it is not what the papers used.
 
-    NAME is cub200, cars196 or online_products. Pictures are looked up, not read.
+    NAME is cub200, cars196, online_products, cub200_parts, deepfashion, penn_action or pair_list. Pictures
+    are looked up, not read.
     """
     from cvlib.data.cli import check_counts
 

@@ -44,7 +44,8 @@
 # |---|---|---|
 # | quick | `papermill notebooks/parts.ipynb out.ipynb` | about 5 minutes of one CPU core, and once half a minute to draw the people |
 # | longer | `papermill notebooks/parts.ipynb out.ipynb -p steps 4000` | about 40 minutes of one CPU core |
-# | paper | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p n_parts 25 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; the paper's shapes on rendered people |
+# | paper's shapes | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p n_parts 25 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; rendered people |
+# | paper | `papermill notebooks/parts.ipynb out.ipynb -f notebooks/params/parts.deepfashion.yaml -p data_root DIR` | a GPU and DeepFashion In-shop in DIR; likewise `parts.cub.yaml`, `parts.penn_action.yaml`, `parts.exercise.yaml` |
 #
 # Reading time: 25 minutes.
 
@@ -60,7 +61,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvlib.data import Dataset, bodies
+from cvlib.data import Dataset, load
 from cvlib.data.bodies import MERGED, merge
 from cvlib.errors import BookError
 from cvlib.metrics.landmarks import LandmarkRegression, part_centroids, pck
@@ -87,10 +88,10 @@ image_size = 64  # paper: 128
 n_parts = 16  # paper: 25
 network = "small"  # or "paper": the paper's widths
 covariance = "full"  # of the shape code, or "diagonal". Paper: full
-data = "bodies"
-data_root = ""  # unused: people are rendered
-background = "plain"  # or "gradient", "photo"
-clips = ["walk", "run", "dance_b", "jump"]  # motions that poses come from; [] for all fifteen
+data = "bodies"  # or "cub200_parts", "deepfashion", "penn_action", "pair_list" (Exercise, lists of your own)
+data_root = ""  # where a real data set lies; bodies are rendered
+background = "plain"  # or "gradient", "photo"; of bodies
+clips = ["walk", "run", "dance_b", "jump"]  # motions that poses of bodies come from; [] for all fifteen
 mi_target = 0.1  # nats between shape and appearance. Paper: 0.1 to 2.0
 mi_slack = 0.05  # paper: 0.05, DeepFashion 0.5
 reconstruction = "pyramid"  # or "vgg19". Paper: VGG-19
@@ -124,26 +125,50 @@ print(f"{n_parts} parts at {image_size} px; {steps} steps of {batch_size} pairs,
 
 
 # %%
-def load_bodies(split: str, image_size: int, background: str, clips: list[str], small: bool = False):
-    """Return the people of a split, paired by person; ``small`` gives a few of them, for a quick look."""
+REAL = ("cub200_parts", "deepfashion", "penn_action", "pair_list")
+
+
+def load_split(
+    data: str,
+    data_root: str,
+    split: str,
+    image_size: int,
+    background: str = "plain",
+    clips: list[str] | None = None,
+    small: bool = False,
+) -> Dataset:
+    """Return a split of "bodies", rendered, or of one of ``REAL`` at ``data_root``, in pairs of like appearance.
+
+    ``background``, ``clips`` and ``small``, a few of them for a quick look, are for bodies.
+    Raises: BookError for other data, or data that cannot be used.
+    """
+    if data in REAL:
+        return load(data, split, image_size, root=data_root)
+    if data != "bodies":
+        raise BookError(f"data {data!r}", f"one of bodies, {', '.join(REAL)}")
     options = {"background": background, "pairs": "pose"}
     if clips:
         options["clips"] = clips
     if small:
         options |= {"shapes": 4, "poses": 6}
-    return bodies.load(split, image_size, **options)
+    return load("bodies", split, image_size, **options)
 
 
 splits = {
-    name: load_bodies(name, image_size, background, clips, page.smoke)
+    name: load_split(data, data_root, name, image_size, background, clips, page.smoke)
     for name in ("train", "validation", "test")
 }
 train, validation, test = splits.values()
+if data != "bodies":  # their masks hold the labels to be scored, which are not those of bodies for birds
+    MERGED, merge = test.names, Tensor.clone
 judged = {
     name: torch.randperm(len(splits[name]), generator=rng)[:n_judged] for name in ("validation", "test")
 }
 for name, split in splits.items():
-    print(f"{name}: {len(split):,} images of {len(split.labels['person'].unique())} people")
+    shared = split.labels["person" if data == "bodies" else "identity"]  # by the images of a pair
+    print(
+        f"{name}: {len(split):,} images of {len(shared.unique()):,} {'people' if data == 'bodies' else 'identities'}"
+    )
 
 PALETTE = (
     (222, 222, 222), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),

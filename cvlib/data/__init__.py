@@ -6,7 +6,18 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from cvlib.data import bodies, cifar10, emoji, image_folder, metric_sets, photos
+from cvlib.data import (
+    bodies,
+    cifar10,
+    cub_parts,
+    deepfashion,
+    emoji,
+    image_folder,
+    metric_sets,
+    pair_list,
+    penn_action,
+    photos,
+)
 from cvlib.data.base import SPLITS, Batches, Dataset
 from cvlib.data.factors import Factors
 from cvlib.data.rows import Rows
@@ -23,6 +34,7 @@ _LOADERS: dict[str, Callable[..., Dataset]] = {
     "cub200": metric_sets.cub200,
     "cars196": metric_sets.cars196,
     "online_products": metric_sets.online_products,
+    **{one.NAME: one.load for one in (cub_parts, deepfashion, penn_action, pair_list)},
 }
 
 

@@ -69,6 +69,8 @@ class BodyDataset(Dataset):
     """
 
     channels = 5
+    names = PARTS  #: labels of the masks; 0 is the background
+    joint_names = JOINTS
     pairs = "none"
     poses = 0  #: of each shape
     joints: Tensor  #: float (N, 15, 2)

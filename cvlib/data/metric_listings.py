@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cvlib.data.pictures import SUFFIXES
-from cvlib.errors import BookError
+from cvlib.data.sources import Source
 
 __all__ = ["SETS", "Entry", "Listing", "MetricSet", "listing"]
 
@@ -38,34 +38,14 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class MetricSet:
+class MetricSet(Source):
     """A data set: how its layouts are read, and the pictures and classes that each half must have."""
 
-    title: str
-    where: str
     layouts: str
     folders: tuple[str, ...]
     read: Callable[[Path, MetricSet], Listing | None]
     pictures: dict[str, int]
     classes: dict[str, int]
-
-    def error(self, seen: str, wanted: str = "") -> BookError:
-        """Return an error that says where the data set is to be had."""
-        return BookError(seen, wanted, f"{self.title} is at {self.where}")
-
-
-def _lines(path: Path, kind: MetricSet, fields: str, *, header: bool = False) -> list[list[str]]:
-    """Return the rows of a text file, its columns split at spaces. Raises: BookError naming file and line."""
-    if not path.is_file():
-        raise kind.error(f"{path} is missing", "the file of the release")
-    rows = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    if header and (not rows or rows.pop(0) != fields.split()):
-        raise kind.error(f"{path} begins otherwise", f"the line '{fields}'")
-    for at, row in enumerate(rows, 2 if header else 1):
-        numbers = [word for word, field in zip(row, fields.split(), strict=False) if field.endswith("id")]
-        if len(row) != len(fields.split()) or not all(word.isdecimal() for word in numbers):
-            raise kind.error(f"{path}, line {at}: {' '.join(row)!r}", f"'{fields}'")
-    return rows
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -102,9 +82,9 @@ def _cub200(base: Path, kind: MetricSet) -> Listing | None:
     if not images.is_dir():
         return None
     if (base / "images.txt").is_file():
-        paths = {row[0]: row[1] for row in _lines(base / "images.txt", kind, "image_id path")}
+        paths = {row[0]: row[1] for row in kind.rows(base / "images.txt", "#image_id path")}
         labels = base / "image_class_labels.txt"
-        classes = {row[0]: int(row[1]) for row in _lines(labels, kind, "image_id class_id")}
+        classes = {row[0]: int(row[1]) for row in kind.rows(labels, "#image_id #class_id")}
         if paths.keys() != classes.keys():
             raise kind.error(f"{labels} speaks of other images", f"those of {base / 'images.txt'}")
         return Listing(images, _halves([Entry(p, classes[k], Path(p).parent.name) for k, p in paths.items()]))
@@ -153,7 +133,7 @@ def _cars196(base: Path, kind: MetricSet) -> Listing | None:
 
 def _products(base: Path, kind: MetricSet) -> Listing | None:
     """Ebay_train.txt and Ebay_test.txt beside the folders of products, or Info_Files/ and images/."""
-    columns = "image_id class_id super_class_id path"
+    columns = "#image_id #class_id #super_class_id path"
     texts, images = base, base
     if (base / "Info_Files").is_dir():
         texts, images = base / "Info_Files", base / "images"
@@ -162,7 +142,7 @@ def _products(base: Path, kind: MetricSet) -> Listing | None:
     halves: dict[str, list[Entry]] = {}
     supers: dict[int, str] = {}
     for half in ("train", "test"):
-        rows = _lines(texts / f"Ebay_{half}.txt", kind, columns, header=True)
+        rows = kind.rows(texts / f"Ebay_{half}.txt", columns, header=True)
         supers |= {int(row[2]): Path(row[3]).parent.name.removesuffix("_final") for row in rows}
         entries = [Entry(r[3], int(r[1]), Path(r[3]).stem.rsplit("_", 1)[0], int(r[2])) for r in rows]
         halves[half] = sorted(entries, key=lambda entry: (entry.number, entry.path))

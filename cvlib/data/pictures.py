@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,6 +18,7 @@ from cvlib.errors import BookError
 
 __all__ = ["items_of", "read_picture", "shrink", "write_planar"]
 
+T = TypeVar("T")
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
@@ -50,34 +52,34 @@ def shrink(picture: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _ahead(make: Callable[[Path], np.ndarray], paths: Iterable[Path]) -> Iterator[np.ndarray]:
+def _ahead(make: Callable[[T], np.ndarray], items: Iterable[T]) -> Iterator[np.ndarray]:
     """Map on two threads (decoding frees the interpreter), at most 32 pictures ahead, in order."""
-    rest = iter(paths)
+    rest = iter(items)
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(make, path) for path in islice(rest, 32)]
+        waiting = [pool.submit(make, item) for item in islice(rest, 32)]
         try:
             while waiting:
                 yield waiting.pop(0).result()
-                waiting += [pool.submit(make, path) for path in islice(rest, 1)]
+                waiting += [pool.submit(make, item) for item in islice(rest, 1)]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def write_planar(
-    target: Path, paths: list[Path], make: Callable[[Path], np.ndarray], what: str
+    target: Path, items: Sequence[T], make: Callable[[T], np.ndarray], what: str
 ) -> list[list[int]]:
-    """Write ``make(path)`` (H, W, 3) of every path to ``target`` as planar bytes; return [[H, W], ...].
+    """Write ``make(item)`` (H, W, C) of every item to ``target`` as planar bytes; return [[H, W], ...].
 
     A line of progress every 10 s.
     """
     shapes, told = [], time.monotonic()
     with target.open("wb") as file:
-        for picture in _ahead(make, paths):
+        for picture in _ahead(make, items):
             file.write(np.ascontiguousarray(picture.transpose(2, 0, 1)).data)
             shapes.append([picture.shape[0], picture.shape[1]])
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                print(f"{what}: {len(shapes):,} of {len(paths):,} read", file=sys.stderr, flush=True)
+                print(f"{what}: {len(shapes):,} of {len(items):,} read", file=sys.stderr, flush=True)
     return shapes
 
 

@@ -16,16 +16,28 @@ from torch import Tensor
 
 from cvlib.errors import BookError
 
-__all__ = ["SegmentationScores", "iou_table", "many_to_one", "one_to_one", "overlaps", "segmentation_scores"]
+__all__ = [
+    "UNLABELLED",
+    "SegmentationScores",
+    "checked_ids",
+    "iou_table",
+    "many_to_one",
+    "one_to_one",
+    "overlaps",
+    "segmentation_scores",
+]
+
+UNLABELLED = -1  #: the label of a pixel whose true label nobody knows: it is not scored
 
 
-def _checked_ids(name: str, ids: Tensor, count: int) -> Tensor:
+def checked_ids(name: str, ids: Tensor, count: int, least: int = 0) -> Tensor:
+    """Return ids (N, H, W) as int64, on the CPU. Raises: BookError unless ``least`` <= ids < ``count``."""
     if ids.is_floating_point() or ids.ndim != 3:
         raise BookError(f"{name} of shape {tuple(ids.shape)} and type {ids.dtype}", "integers (N, H, W)")
     ids = ids.detach().cpu().long()
-    outside = ids[(ids < 0) | (ids >= count)]
+    outside = ids[(ids < least) | (ids >= count)]
     if outside.numel():
-        known = f"ids 0 to {count - 1}"
+        known = f"ids {least} to {count - 1}"
         raise BookError(f"{name} with the unknown id {int(outside[0])}", known, "merge or mask it first")
     return ids
 
@@ -33,21 +45,23 @@ def _checked_ids(name: str, ids: Tensor, count: int) -> Tensor:
 def overlaps(parts: Tensor, labels: Tensor, n_parts: int, n_labels: int) -> Tensor:
     """Return how many pixels each part shares with each label in each image, int64 (N, n_parts, n_labels).
 
-    ``parts`` and ``labels`` are ids (N, H, W); label 0 is the background. All scores come from this table.
-    Raises: BookError for ids outside their range, other types, or masks of different shapes.
+    ``parts`` and ``labels`` are ids (N, H, W); label 0 is the background, and pixels whose label is
+    :data:`UNLABELLED`, -1, are not counted: an image without a mask has a table of zeros, and no score. All
+    scores come from this table.
+    Raises: BookError for other ids outside their range, other types, or masks of different shapes.
 
     >>> overlaps(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), 2, 2)
     tensor([[[1, 0],
              [1, 1]]])
     """
-    parts, labels = _checked_ids("parts", parts, n_parts), _checked_ids("labels", labels, n_labels)
+    parts = checked_ids("parts", parts, n_parts)
+    labels = checked_ids("labels", labels, n_labels, least=UNLABELLED)
     if parts.shape != labels.shape:
         raise BookError(f"parts {tuple(parts.shape)} and labels {tuple(labels.shape)}", "equal shapes")
     n, cells = len(parts), n_parts * n_labels
     image = torch.arange(n).view(-1, 1, 1) * cells
-    return torch.bincount((image + parts * n_labels + labels).flatten(), minlength=n * cells).view(
-        n, n_parts, n_labels
-    )
+    cell = (image + parts * n_labels + labels)[labels != UNLABELLED]
+    return torch.bincount(cell, minlength=n * cells).view(n, n_parts, n_labels)
 
 
 def iou_table(overlap: Tensor) -> Tensor:

@@ -8,7 +8,14 @@ import torch
 
 from cvlib.errors import BookError
 from cvlib.metrics.landmarks import LandmarkRegression, part_centroids, pck
-from cvlib.metrics.segmentation import iou_table, many_to_one, one_to_one, overlaps, segmentation_scores
+from cvlib.metrics.segmentation import (
+    UNLABELLED,
+    iou_table,
+    many_to_one,
+    one_to_one,
+    overlaps,
+    segmentation_scores,
+)
 
 P, L = 5, 4
 
@@ -109,11 +116,53 @@ def test_what_nobody_has_is_nan_and_left_out():
     assert scores.overall == scores.pooled_overall == scores.foreground == 1
 
 
+def test_unlabelled_pixels_count_as_if_they_were_cut_out():
+    """Half of each image is unlabelled: all scores are those of the other half, as an image of its own."""
+    parts, labels = masks(n=6, side=8)
+    some = labels.clone()
+    some[:, :, 4:] = UNLABELLED
+    table, alone = overlaps(parts, some, P, L), overlaps(parts[:, :, :4], labels[:, :, :4], P, L)
+    assert torch.equal(table, alone) and table.sum() == 6 * 32
+
+
+def test_an_image_without_any_label_has_no_say():
+    parts, labels = masks()
+    with_none = torch.cat([labels, torch.full_like(labels[:1], UNLABELLED)])
+    more = torch.cat([parts, torch.ones_like(parts[:1])])
+    table, alone = overlaps(more, with_none, P, L), overlaps(parts, labels, P, L)
+    assert torch.equal(many_to_one(table), many_to_one(alone))
+    assert torch.equal(one_to_one(table), one_to_one(alone))
+    scores, known = (segmentation_scores(one, many_to_one(alone)) for one in (table, alone))
+    for name in ("per_image", "pooled"):
+        torch.testing.assert_close(getattr(scores, name), getattr(known, name), equal_nan=True)
+    assert scores.foreground == known.foreground and scores.overall == known.overall
+    assert scores.images[-1].isnan()
+    nothing = segmentation_scores(table[-1:], many_to_one(alone))
+    assert math.isnan(nothing.overall) and math.isnan(nothing.foreground)  # not zero
+
+
+def test_an_empty_part_goes_to_the_background_or_nowhere_and_changes_no_score():
+    parts, labels = masks()
+    table = overlaps(parts, labels, P, L)  # part 4 has no pixel
+    assert many_to_one(table)[4] == 0 and one_to_one(table)[4] == -1
+    spare = one_to_one(overlaps(parts, labels, P, L + 2))  # though labels without a pixel are left for it
+    assert spare[4] == -1 and torch.equal(spare[:4], one_to_one(table)[:4])
+    scores = [
+        segmentation_scores(table, torch.tensor([*many_to_one(table)[:4].tolist(), label]))
+        for label in (-1, 0, 3)
+    ]
+    for other in scores[1:]:
+        torch.testing.assert_close(other.pooled, scores[0].pooled, equal_nan=True)
+        assert other.overall == scores[0].overall and other.foreground == scores[0].foreground
+
+
 def test_wrong_masks_are_told():
     parts, labels = masks()
     for bad, told in [
         ((parts, labels, P, 3), "labels with the unknown id 3"),
-        ((parts - 1, labels, P, L), "parts with the unknown id -1"),
+        ((parts - 1, labels, P, L), "parts with the unknown id -1; wanted ids 0 to 4"),
+        ((parts, labels - 2, P, L), "labels with the unknown id -2; wanted ids -1 to 3"),
+        ((parts + 2, labels, P, L), "parts with the unknown id 5"),
         ((parts.float(), labels, P, L), "float32"),
         ((parts[0], labels, P, L), "parts of shape"),
         ((parts[:2], labels, P, L), "equal shapes"),
@@ -149,6 +198,41 @@ def test_a_linear_law_is_found_exactly_and_absent_parts_do_no_harm():
     some[:5, 1] = torch.nan
     assert fitted.predict(some).isfinite().all()
     torch.testing.assert_close(fitted.predict(some)[5:], landmarks[5:], atol=1e-6, rtol=0)
+
+
+def test_unknown_ids_have_no_centroid():
+    parts, _ = masks()
+    for bad, told in ((parts + 2, "unknown id 5"), (parts - 1, "unknown id -1"), (parts[0], "of shape")):
+        with pytest.raises(BookError, match=told):
+            part_centroids(bad, P)
+
+
+def test_hidden_landmarks_are_left_out_one_by_one():
+    """Each landmark's map is that of the images which show it; what is hidden could be anything."""
+    g = torch.Generator().manual_seed(0)
+    centroids = torch.randn(60, 2, 2, generator=g, dtype=torch.float64)
+    landmarks = torch.randn(60, 3, 2, generator=g, dtype=torch.float64)
+    hidden = landmarks.clone()
+    hidden[:20, 1] = torch.nan
+    hidden[:, 2] = torch.nan
+    fitted, full = LandmarkRegression.fit(centroids, hidden), LandmarkRegression.fit(centroids, landmarks)
+    some = LandmarkRegression(full.mean, full.weights)
+    predicted = fitted.predict(centroids)
+    torch.testing.assert_close(predicted[:, 0], some.predict(centroids)[:, 0])
+    x = torch.cat([(centroids - full.mean).flatten(1), torch.ones(60, 1)], 1)[20:]
+    shrink = torch.diag(torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64))
+    by_hand = torch.linalg.inv(x.T @ x + shrink) @ x.T @ landmarks[20:, 1]
+    torch.testing.assert_close(predicted[20:, 1], x @ by_hand)
+    assert predicted[:, 2].isnan().all()
+
+
+def test_pck_counts_visible_landmarks_alone():
+    true = torch.zeros(4, 2, 2)
+    true[0, 0] = torch.nan
+    found = torch.zeros(4, 2, 2)
+    found[1, 1, 0], found[2, 0] = 50, torch.nan
+    assert pck(found, true, 100)[0.1] == pytest.approx(5 / 7)
+    assert math.isnan(pck(found, torch.full_like(true, torch.nan), 100)[0.1])
 
 
 def test_ridge_shrinks_to_the_mean():
