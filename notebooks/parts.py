@@ -179,9 +179,11 @@ PALETTE = (
 
 
 def painted(ids: Tensor) -> Tensor:
-    """Return masks (B, H, W) of ids as images (B, 3, H, W) in [-1, 1]; ids beyond the palette begin it again."""
-    colours = torch.tensor(PALETTE) / 127.5 - 1
-    return colours[ids.cpu() % len(PALETTE)].movedim(-1, 1)
+    """Return masks (B, H, W) of ids as images (B, 3, H, W) in [-1, 1]; ids beyond the palette begin it again,
+    pixels without a label (below 0) are black."""
+    colours = torch.tensor((*PALETTE, (0, 0, 0))) / 127.5 - 1
+    rows = torch.where(ids < 0, len(PALETTE), ids % len(PALETTE)).cpu()
+    return colours[rows].movedim(-1, 1)
 
 
 # %%
@@ -518,7 +520,7 @@ class ShapeEncoder(nn.Module):
 
 # %%
 with torch.no_grad():
-    posterior = ShapeEncoder(PartsConfig(dim_pi=5))(images["test"][:3, :, :64, :64])
+    posterior = ShapeEncoder(PartsConfig(image_size=32, dim_pi=5))(torch.rand(3, 3, 32, 32))
 truth = torch.distributions.MultivariateNormal(posterior.mean, scale_tril=posterior.factor)
 standard = torch.distributions.MultivariateNormal(torch.zeros(5), torch.eye(5))
 assert torch.allclose(posterior.kl(), torch.distributions.kl_divergence(truth, standard), atol=1e-4)
@@ -729,8 +731,12 @@ class Critic(nn.Module):
 
 
 def critic_loss(table: Tensor, foreign: Tensor) -> Tensor:
-    """Return the logistic loss of T (B, B): of true pairs, on the diagonal, and of those that ``foreign`` (B, B) marks."""
-    return 0.5 * (F.softplus(-table.diagonal()).mean() + F.softplus(table[foreign]).mean())
+    """Return the logistic loss of T (B, B): of true pairs, on the diagonal, and of those that ``foreign`` (B, B) marks.
+
+    Without a foreign pair the true ones are all there is.
+    """
+    strange = (F.softplus(table) * foreign).sum() / foreign.sum().clamp_min(1)
+    return 0.5 * (F.softplus(-table.diagonal()).mean() + strange)
 
 
 # %%
@@ -782,9 +788,9 @@ class Duals(nn.Module):
     λ begins at 0 and r at ``r_min``.
     """
 
-    def __init__(self, r_min: float, r_max: float) -> None:
+    def __init__(self, r_min: float, r_max: float, r_pace: float = 0.05) -> None:
         super().__init__()
-        self.r_min, self.r_max = r_min, r_max
+        self.r_min, self.r_max, self.r_pace = r_min, r_max, r_pace
         self.register_buffer("lam", torch.zeros(()))
         self.register_buffer("r", torch.tensor(float(r_min)))
 
@@ -792,7 +798,7 @@ class Duals(nn.Module):
     def update(self, g: Tensor, excess: Tensor) -> None:
         """Raise λ by 4 g, never below 0, and r by a twentieth of ``excess`` = C₁ - target, within its range."""
         self.lam.add_(4 * g).clamp_(min=0)
-        self.r.add_(0.05 * excess).clamp_(self.r_min, self.r_max)
+        self.r.add_(self.r_pace * excess).clamp_(self.r_min, self.r_max)
 
 
 toy_duals, x, path = Duals(-3.0, 7.5), torch.zeros((), requires_grad=True), []
@@ -909,6 +915,7 @@ class Objective:
     mi_slack: float = 0.05
     is_constrained: bool = True
     r_range: tuple[float, float] = (-3.0, 7.5)
+    r_pace: float = 0.05
     noise: float = 1.0
     reconstruction: float = 1.0
     smooth: float = 1e-3
@@ -998,7 +1005,7 @@ class PartsModel(nn.Module):
         self.critics = nn.ModuleList(
             Critic(*sizes) for _ in range(3)
         )  # adversary, monitor, one that is only logged
-        self.duals = Duals(*objective.r_range)
+        self.duals = Duals(*objective.r_range, objective.r_pace)
 
     def noisy(self, logits: Tensor) -> Tensor:
         """Return soft masks of logits with Gaussian noise."""
@@ -1455,15 +1462,16 @@ def landmark_scores(
 
 joints = {name: splits[name].joints[rows] for name, rows in judged.items()}
 nothing = {name: torch.zeros_like(ids) for name, ids in found["ours"].items()}  # one part: the mean pose
-keypoints = {
-    name: landmark_scores(ids, joints, n_parts, image_size)
-    for name, ids in (found | cheap_parts | {"the mean pose": nothing}).items()
-}
-table(
-    [[name, *(f"{100 * value:.1f}" for value in scores.values())] for name, scores in keypoints.items()],
-    header=["centroids of", *(f"PCK @ {100 * share:g} %" for share in keypoints["ours"])],
-    caption="Test joints within a distance of their true place, in per cent.",
-)
+if min(x.shape[1] for x in joints.values()):  # a list of pairs may know no joints
+    keypoints = {
+        name: landmark_scores(ids, joints, n_parts, image_size)
+        for name, ids in (found | cheap_parts | {"the mean pose": nothing}).items()
+    }
+    table(
+        [[name, *(f"{100 * value:.1f}" for value in scores.values())] for name, scores in keypoints.items()],
+        header=["centroids of", *(f"PCK @ {100 * share:g} %" for share in keypoints["ours"])],
+        caption="Test joints within a distance of their true place, in per cent.",
+    )
 
 # %% [markdown]
 # ## What does the shape code know?
@@ -1504,8 +1512,9 @@ def codes_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Tensor:
 PROBED = ("torso", "legs", "background")
 probing = torch.randperm(len(train), generator=rng)[: 24 if page.smoke else 1500]
 probe_images = train.images(probing)
-probe_targets = mean_colours(probe_images, merge(train.masks(probing)), PROBED)
-test_targets = mean_colours(images["test"], labels["test"], PROBED)
+probed = PROBED if data == "bodies" else tuple(MERGED)
+probe_targets = mean_colours(probe_images, merge(train.masks(probing)), probed)
+test_targets = mean_colours(images["test"], labels["test"], probed)
 leak = {
     name: probe_r2(
         codes_of(net, probe_images, runtime),
@@ -1515,19 +1524,18 @@ leak = {
     )
     for name, net in models.items()
 }
-other = judged["test"] ^ 1  # the other look of the same pose
-redressed = test.images(other)
-is_body = labels["test"] > 0
-stay = {
-    name: float((parts_of(net, redressed, runtime) == found[name]["test"])[is_body].float().mean())
-    for name, net in models.items()
-}
+stay = {}
+if data == "bodies":  # photographs have no second look of the same pose
+    redressed, is_body = test.images(judged["test"] ^ 1), labels["test"] > 0
+    for name, net in models.items():
+        kept = parts_of(net, redressed, runtime) == found[name]["test"]
+        stay[name] = kept[is_body].float().mean().item()
 table(
     [
         [
             name,
             f"{leak[name]:.3f}",
-            f"{stay[name]:.3f}",
+            f"{stay[name]:.3f}" if stay else "",
             f"{runs[name].history[-1]['C1']:.3f}",
             f"{runs[name].history[-1]['kl']:.1f}",
         ]
@@ -1550,7 +1558,7 @@ table(
 
 # %%
 n_swap = 3 if page.smoke else 6
-cast = torch.randperm(n_judged, generator=torch.Generator().manual_seed(seed + 1))[:n_swap]
+cast = torch.randperm(len(images["test"]), generator=torch.Generator().manual_seed(seed + 1))[:n_swap]
 cast_images = images["test"][cast].to(runtime.device)
 cast_parts = model.parts(cast_images)
 cast_alphas = model.alphas(cast_images, cast_parts)

@@ -19,6 +19,7 @@ from cvlib.render import Cameras, Capsules, Lights, Scene, render
 __all__ = [
     "VIEW",
     "Viewpoints",
+    "body_scenes",
     "cameras_of",
     "draw_bodies",
     "frames_of",
@@ -168,19 +169,30 @@ def joint_places(rotations: Tensor, shapes: Tensor, views: Viewpoints, image_siz
     return cameras.project(figures.joints)[0].float()
 
 
-def draw_bodies(
+def body_scenes(
     rotations: Tensor, shapes: Tensor, looks: Outfits, views: Viewpoints, image_size: int
-) -> Tensor:
-    """Return B bodies as bytes (B, 5, S, S): colour times alpha, alpha, and the id of the part.
+) -> tuple[Scene, Cameras]:
+    """Return B bodies as scenes, one each, in float32, and the cameras that see them, in float64.
 
     ``rotations`` (B, 15, 4) face +x (:func:`rotations_of`), the yaw of ``views`` turns them; ``shapes``
-    (B, 6) as in `cvlib.data.bodies_people`. Ids are rows of `cvlib.data.bodies_figure.PARTS`, at the pixels'
-    centres; alpha is the share of a pixel that the body covers.
+    (B, 6) as in `cvlib.data.bodies_people`.
     """
     figures, cameras = _placed(rotations, shapes, views, image_size)
     tiles = textures(looks).unflatten(0, (len(shapes), len(GARMENTS)))
     both = torch.cat([tiles, tiles.mT], 1).flatten(0, 1)  # upright, and for capsules that lie across
     scene = Scene(capsules=_capsules(figures), textures=both, lights=_lights(views))
+    return scene, cameras
+
+
+def draw_bodies(
+    rotations: Tensor, shapes: Tensor, looks: Outfits, views: Viewpoints, image_size: int
+) -> Tensor:
+    """Return B bodies as bytes (B, 5, S, S): colour times alpha, alpha, and the id of the part.
+
+    The arguments are those of :func:`body_scenes`. Ids are rows of `cvlib.data.bodies_figure.PARTS`, at the
+    pixels' centres; alpha is the share of a pixel that the body covers.
+    """
+    scene, cameras = body_scenes(rotations, shapes, looks, views, image_size)
     seen = render(scene, cameras.to(dtype=torch.float32), supersample=_SUPERSAMPLE)
     rgba = torch.cat([seen.rgb.clamp(0, 1), seen.alpha[:, None]], 1)
     return torch.cat([(rgba * 255).round().byte(), seen.ids[:, None].byte()], 1)

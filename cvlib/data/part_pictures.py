@@ -96,7 +96,7 @@ def _cut(
     height, width = rgb.shape[:2]
     square = square_of(width, height, picture.box, margin)
     ids = np.full((height, width), UNKNOWN, dtype=np.uint8)
-    if picture.mask and (folder / picture.mask).is_file():
+    if _state(folder, picture.mask):
         ids = _fitted(read(folder / picture.mask), (height, width), folder / picture.mask)
     size = (image_size, image_size)
     colours = Image.fromarray(square.cut(rgb)).resize(size, Image.Resampling.BICUBIC)
@@ -106,11 +106,10 @@ def _cut(
 
 def _state(folder: Path, path: str) -> list[int] | None:
     """Return size and time of change of a file below ``folder``, or None where there is none."""
-    try:
-        state = (folder / path).stat()
-    except OSError:
+    if not path or not (folder / path).is_file():
         return None
-    return [state.st_size, state.st_mtime_ns] if path else None
+    state = (folder / path).stat()
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _states(source: Source, folder: Path, pictures: Sequence[PartPicture]) -> list[Any]:
@@ -179,6 +178,5 @@ def _digest(folder: Path, pictures: Sequence[PartPicture]) -> str:
     total = hashlib.sha256()
     for one in pictures:
         for path in (one.path, one.mask):
-            is_there = bool(path) and (folder / path).is_file()
-            total.update((sha256(folder / path) if is_there else "none").encode())
+            total.update((sha256(folder / path) if _state(folder, path) else "none").encode())
     return total.hexdigest()

@@ -28,22 +28,30 @@ class Clustering(NamedTuple):
     f1: float  #: harmonic mean of precision and recall over pairs in one cluster and in one class
     n_clusters: int  #: as many as there are classes among the labels
     n_samples: int
+    n_rounds: int  #: rounds of k-means until no embedding changed its cluster, or the limit
 
 
 def cluster(embeddings: Tensor, k: int, *, seed: int = 0, iterations: int = 20) -> np.ndarray:
     """Return the cluster (N,) of each unit-length embedding (N, d): one run of k-means from k random rows.
 
-    Fewer than k clusters are filled if fewer than k embeddings are distinct.
+    A cluster that loses all its members starts anew at the embedding that lies farthest from its own centre
+    (scikit-learn's rule), so fewer than k are filled only if fewer than k embeddings are distinct.
+    Similarities are computed in float32, 256 rows x k at a time in each thread, whatever N is.
     Raises: BookError for NaN, rows of length 0, or k outside 1..N.
     """
-    z = unit_rows(embeddings)
+    found: np.ndarray = _k_means(embeddings, k, seed, iterations).labels_
+    return found
+
+
+def _k_means(embeddings: Tensor, k: int, seed: int, iterations: int) -> KMeans:
+    z = unit_rows(embeddings).float().cpu().numpy()  # the rows in double are given back before the search
     if not 1 <= k <= len(z):
         raise BookError(f"k={k} clusters of {len(z)} embeddings", f"1 to {len(z)}")
-    run = KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0.0, random_state=seed)
+    settings = {"max_iter": iterations, "tol": 0.0, "random_state": seed}
+    run = KMeans(k, init="random", n_init=1, copy_x=False, **settings)  # z is ours, and may be written to
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed embedding: the scores tell
-        found: np.ndarray = run.fit_predict(z.float().cpu().numpy())
-    return found
+        return run.fit(z)
 
 
 def pair_f1(labels: Tensor | np.ndarray, clusters: Tensor | np.ndarray) -> float:
@@ -75,5 +83,6 @@ def cluster_scores(embeddings: Tensor, labels: Tensor, *, seed: int = 0, iterati
     k = int(ids.max()) + 1 if len(ids) else 0
     if k < 2:
         raise BookError(f"{k} classes", "at least two", "NMI has no value for one")
-    found = cluster(embeddings, k, seed=seed, iterations=iterations)
-    return Clustering(float(normalized_mutual_info_score(ids, found)), pair_f1(ids, found), k, len(ids))
+    run = _k_means(embeddings, k, seed, iterations)
+    nmi = float(normalized_mutual_info_score(ids, run.labels_))
+    return Clustering(nmi, pair_f1(ids, run.labels_), k, len(ids), run.n_iter_)

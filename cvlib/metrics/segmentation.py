@@ -31,7 +31,7 @@ UNLABELLED = -1  #: the label of a pixel whose true label nobody knows: it is no
 
 
 def checked_ids(name: str, ids: Tensor, count: int, least: int = 0) -> Tensor:
-    """Return ids (N, H, W) as int64, on the CPU. Raises: BookError for any outside ``least`` to ``count`` - 1."""
+    """Return ids (N, H, W) as int64, on the CPU. Raises: BookError unless ``least`` <= ids < ``count``."""
     if ids.is_floating_point() or ids.ndim != 3:
         raise BookError(f"{name} of shape {tuple(ids.shape)} and type {ids.dtype}", "integers (N, H, W)")
     ids = ids.detach().cpu().long()

@@ -159,6 +159,10 @@ MISTAKES = {
         lambda r: append(r / BASE / "bounding_boxes.txt", "3 1 1 nan 5"),
         r"boxes\.txt, line 25: '3 1 1 nan 5'",
     ),
+    "word box": (
+        lambda r: append(r / BASE / "bounding_boxes.txt", "3 left 1 5 5"),
+        r"boxes\.txt, line 25: '3 left 1 5 5'; wanted 'image_id x y width height'",
+    ),
     "odd part": (
         lambda r: append(r / BASE / "parts/part_locs.txt", "3 16 1 1 1"),
         r"locs\.txt: part 16 of image 3",

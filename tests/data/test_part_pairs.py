@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cvlib.data.part_masks import FIGURE, figure_mask
+from cvlib.data.bodies import MERGED
+from cvlib.data.part_masks import FIGURE, figure_mask, iuv_mask
 from cvlib.data.part_pairs import PairDataset, paired
 from cvlib.data.part_pictures import PartPicture, Square, square_of
 from cvlib.data.sources import Source
@@ -250,6 +251,22 @@ def test_masks_of_other_sizes_are_fitted_and_of_other_proportions_told(tmp_path)
     Image.fromarray(small[:, :10]).save(tmp_path / "m.png")
     with pytest.raises(BookError, match=r"m\.png is 10 x 8, its picture 32 x 16; .*example\.org"):
         make([PartPicture("x.png", "x", "m.png")])
+
+
+def test_labels_are_never_blended(tmp_path):
+    """Between background, 0, and head, 3, there are no arms and no feet, at whatever size."""
+    write(tmp_path, "x")
+    index = np.zeros((16, 16, 3), dtype=np.uint8)
+    index[3:9, 5:12, 2] = 24
+    Image.fromarray(index).save(tmp_path / "iuv.png")
+    one = [PartPicture("x.png", "x", "iuv.png")]
+    for size in (9, 15, 37):
+        data = paired(
+            "blend", "test", size, SOURCE, tmp_path, one, names=MERGED, read=iuv_mask, warps=WarpRange()
+        )
+        batch = batch_of(data, n=8)
+        for ids in (data.masks([0]), batch["mask"], batch["partner_mask"]):
+            assert ids.unique().tolist() == [0, MERGED.index("head")]
 
 
 # subsets, hashes, mistakes

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,6 +88,75 @@ def test_clusters_are_local_optima_of_the_squared_distance():
     means = torch.stack([z[found == k].mean(0) for k in range(4)])
     assert (torch.cdist(z, means).argmin(1) == found).all()
     assert (found.numpy() == cluster(z, 4, iterations=100)).all()
+
+
+def first_rows(n: int, k: int, seed: int) -> np.ndarray:
+    """The k random rows that scikit-learn starts from."""
+    even = np.full(n, 1 / n, np.float32)
+    return np.random.RandomState(seed).choice(n, k, replace=False, p=even)
+
+
+def lloyd(z: torch.Tensor, centres: torch.Tensor, rounds: int) -> torch.Tensor:
+    """Lloyd's iterations in double, with all distances at once."""
+    for _ in range(rounds):
+        found = torch.cdist(z, centres).argmin(1)
+        centres = torch.stack([z[found == j].mean(0) for j in range(len(centres))])
+    return torch.cdist(z, centres).argmin(1)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_assignments_are_those_of_brute_force_from_the_same_rows(iterations):
+    z, _ = blobs(12, 15, 0.25)
+    z = torch.nn.functional.normalize(z.double(), dim=1)
+    found = set()
+    for seed in range(4):
+        want = lloyd(z, z[first_rows(len(z), 12, seed)], iterations)
+        assert (cluster(z, 12, seed=seed, iterations=iterations) == want.numpy()).all()
+        found.add(tuple(want.tolist()))
+    assert len(found) == 4  # starts matter
+
+
+def test_a_cluster_without_members_starts_anew_far_from_its_centre():
+    """All k are filled as long as k embeddings are distinct, though most starts hold one several times."""
+    z = torch.eye(4)[torch.tensor([0] * 40 + [1, 2, 3])]
+    for seed in range(8):
+        assert len(set(first_rows(43, 4, seed)) & {40, 41, 42}) < 3  # some centre is there twice
+        found = cluster(z, 4, seed=seed)
+        assert len(set(found)) == 4 and len(set(found[:40])) == 1
+        assert len(set(cluster(z, 6, seed=seed))) == 4  # no more than there are distinct ones
+    assert cluster_scores(z, z.argmax(1))[:2] == (pytest.approx(1), 1)
+
+
+def test_rounds_end_when_nothing_moves():
+    z, labels = blobs(12, 15, 0.25)
+    long = cluster_scores(z, labels, iterations=100)
+    assert 2 < long.n_rounds < 20
+    assert cluster_scores(z, labels) == long  # so the rest would change nothing
+    assert cluster_scores(z, labels, iterations=2).n_rounds == 2
+
+
+def test_embeddings_are_not_written_to():
+    for dtype in (torch.float32, torch.float64):
+        z = torch.nn.functional.normalize(torch.randn(50, 8, dtype=dtype), dim=1)
+        before = z.clone()
+        cluster(z, 5)
+        assert torch.equal(z, before)
+
+
+BOUNDED = """
+import sys, torch
+from cvlib.claims.racing import report
+from cvlib.metrics import cluster_scores
+z = torch.randn(6000, 16, generator=torch.Generator().manual_seed(0))
+report(lambda m: (0, cluster_scores(z[:m], torch.arange(m) // 2, iterations=2).nmi), 6000)
+"""
+
+
+def test_memory_does_not_grow_with_rows_times_clusters():
+    """All distances of 6,000 rows to 3,000 centres are 72 MB; a thread holds 256 rows of them, 3 MB."""
+    ended = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=True)
+    _, megabytes, _, nmi = map(float, ended.stdout.split())
+    assert megabytes < 72 / 3 and 0 < nmi < 1
 
 
 def test_separate_classes_and_none():

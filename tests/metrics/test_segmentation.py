@@ -145,6 +145,8 @@ def test_an_empty_part_goes_to_the_background_or_nowhere_and_changes_no_score():
     parts, labels = masks()
     table = overlaps(parts, labels, P, L)  # part 4 has no pixel
     assert many_to_one(table)[4] == 0 and one_to_one(table)[4] == -1
+    spare = one_to_one(overlaps(parts, labels, P, L + 2))  # though labels without a pixel are left for it
+    assert spare[4] == -1 and torch.equal(spare[:4], one_to_one(table)[:4])
     scores = [
         segmentation_scores(table, torch.tensor([*many_to_one(table)[:4].tolist(), label]))
         for label in (-1, 0, 3)

@@ -218,15 +218,22 @@ def test_the_critic_loss_is_least_at_the_log_density_ratio(page):
     product = joint.sum(1, keepdim=True) * joint.sum(0)
     T = torch.zeros(2, 2, requires_grad=True)
     count = (joint * 10).long()
-    pairs = [(i, j) for i in range(2) for j in range(2) for _ in range(count[i, j])]
-    free = [(i, j) for i in range(2) for j in range(2) for _ in range(int(product[i, j] * 100))]
+    rows, columns = torch.tensor([(i, j) for i in range(2) for j in range(2) for _ in range(count[i, j])]).T
+    everyone = torch.ones(10, 10, dtype=torch.bool)  # every row with every column is the product, exactly
     for _ in range(400):
-        loss = page.critic_loss(
-            torch.stack([T[i, j] for i, j in pairs]), torch.stack([T[i, j] for i, j in free])
-        )
+        loss = page.critic_loss(T[rows][:, columns], everyone)
         (slope,) = torch.autograd.grad(loss, T)
         T.data -= 2 * slope
     torch.testing.assert_close(T.detach(), (joint / product).log(), atol=1e-2, rtol=0)
+
+
+def test_the_critic_loss_counts_foreign_pairs_alone(page):
+    table = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
+    foreign = torch.tensor([[False, True], [False, False]])
+    by_hand = 0.5 * (math.log1p(math.exp(-1)) + math.log1p(math.exp(-0.5))) + math.log1p(math.exp(2))
+    assert page.critic_loss(table, foreign).item() == pytest.approx(by_hand / 2, rel=1e-6)
+    alone = page.critic_loss(table[:1, :1], foreign[:1, :1])  # one pair: nobody else is there
+    assert alone.item() == pytest.approx(0.5 * math.log1p(math.exp(-1)), rel=1e-6)
 
 
 @pytest.mark.parametrize("g", [-2.0, -0.5, -0.25, 0.0, 0.3])

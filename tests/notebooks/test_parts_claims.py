@@ -357,9 +357,24 @@ def test_a_run_is_recorded_whole_and_its_first_losses_can_be_repeated(page, benc
     chapter, arm, seed, values = noted.pop("where")
     assert (chapter, arm, seed) == ("parts", "free", 3) and values["IoU"] >= 0
     assert noted["config"]["objective"]["is_constrained"] is False and noted["config"]["recipe"]["steps"] == 2
-    assert page.first_losses(bench, "free", 3) == pytest.approx(noted["losses"][:2])
+    assert page.first_losses(bench, "free", 3) == pytest.approx(noted["losses"])
     known = {field.name for field in fields(bench.recipe)}
     assert set(noted["config"]["recipe"]) == known
+
+
+def test_a_replay_takes_the_first_twenty_steps_of_the_whole_recipe(page):
+    asked = {}
+
+    def train_parts(config, objective, recipe, *_, **options):
+        asked.update(recipe=recipe, **options)
+        return None, None, SimpleNamespace(result={"first_losses": {"loss": [1.0]}})
+
+    story = SimpleNamespace(train_parts=train_parts, Objective=definitions(PAGES / "parts.py").Objective)
+    held = {name: torch.zeros(4, 3, 8, 8) for name in ("validation", "test")}
+    recipe = SimpleNamespace(steps=2000)
+    bench = page.Bench(story, {"train": None}, None, recipe, None, False, held, held)
+    assert page.first_losses(bench, "ours", 0) == [1.0]
+    assert asked["stop"] == 20 and asked["recipe"].steps == 2000  # rates and weights go by the whole
 
 
 def test_softness_knows_a_blunt_map_from_a_sharp_one(page, story):

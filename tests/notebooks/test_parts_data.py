@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 
@@ -88,6 +89,24 @@ def test_a_run_on_a_pair_list_is_watched_and_graded(page, root, tiny):
     alone = {"validation": truth[~lacking], "test": truth[~lacking]}
     same = page.grade(dict.fromkeys(alone, parts[~lacking]), alone, 4, len(names))
     assert graded.scores.overall == same.scores.overall and graded.scores.images[lacking].isnan().all()
+
+
+@pytest.mark.parametrize("data", ["pair_list", "cub200_parts"])
+def test_masks_of_real_data_are_labels_already(root, data, monkeypatch):
+    """Merging them as those of bodies would make feet of what nobody knows. Runs the cells up to the data."""
+    layouts_parts.WRITERS[data](root)
+    monkeypatch.setenv("CVLIB_SMOKE", "1")
+    cells = jupytext.read(ROOT / "notebooks" / "parts.py", fmt="py:percent").cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    last = next(k for k, cell in enumerate(code) if "load_split(" in cell.source)
+    space = {"__name__": "parts"}
+    for cell in code[: last + 1]:
+        exec(cell.source, space)
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= {"data": data, "data_root": str(root), "image_size": 32, "run_dir": str(root / "runs")}
+    assert space["MERGED"] == space["test"].names
+    ids = torch.tensor([[[-1, 0, 1]]])
+    assert torch.equal(space["merge"](ids), ids)
 
 
 def test_other_data_and_a_missing_folder_are_told(page, root):
