@@ -735,15 +735,15 @@ if all(sweep.values()):
     free = list(over_seeds("free", "C1").values())
     if free:
         ax.axhline(np.mean(free), **look("control"), label="no constraint")
-    ax.set_xscale("log")
-    ax.set(xlabel="target (nats)", ylabel="C₁, last quarter (nats)")
+    ax.set_xticks(list(targets.values()), [f"{target:g}" for target in targets.values()])
+    ax.set(xlabel="target (nats)", ylabel="estimate C₁ (nats)")
     ax.legend()
     show(
         fig,
         alt="; ".join(
             f"target {targets[arm]:g}: {np.mean(list(found.values())):.3f}" for arm, found in sweep.items()
         ),
-        caption="The monitor's estimate of the information between shape and appearance, a dot for each seed, by target.",
+        caption="The monitor's estimate of the information between shape and appearance in the last quarter of training, by target; a dot for each seed.",
     )
 
 # %% [markdown]
@@ -784,11 +784,11 @@ if by_wall:
     ax.axhline(MARGIN, **look("paper"))
     ax.axhline(0, color=COLOURS["control"], linewidth=1)
     ax.set_xticks(range(len(by_wall)), list(by_wall))
-    ax.set(xlabel="behind the people", ylabel="IoU above the better k-means", xlim=(-0.5, len(by_wall) - 0.5))
+    ax.set(xlabel="behind the people", ylabel="lead in IoU", xlim=(-0.5, len(by_wall) - 0.5))
     show(
         fig,
         alt="; ".join(f"{wall}: {a} of {n} seeds succeed" for wall, (a, n) in rates.items()),
-        caption=f"A dot for each seed. Above the dashed line, {MARGIN:g}, a seed succeeds.",
+        caption=f"By how much the IoU is above that of the better k-means, a dot for each seed. Above the dashed line, {MARGIN:g}, a seed succeeds.",
     )
     table(
         [
@@ -879,7 +879,7 @@ if decided["P3"]["comparisons"] and decided["A3"]["comparisons"]:
 
 # %% [markdown]
 # What the runs cannot say. People are capsules with flat colours, seen at 64 pixels, in four motions; real clothes fold and
-# hide. The recipe is a fortieth of the paper's steps. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
+# hide. A run has a thirtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
 # own, are not here. The probe is linear; a stronger reader may find more. And an estimate of a critic is a lower bound only for a critic
 # that has learned.
 
