@@ -134,6 +134,7 @@ N_CHECKS = 8  # looks at the model in a run: the first after an eighth of it
 N_CLUSTERED = 200  # training images that k-means sees
 PLACE = 1.0  # weight of coordinates beside colours in k-means; the trials chose
 STAGE = 6  # stages of the network whose features k-means sees; the trials chose
+ENLARGED = 2  # times, before the network sees them; the trials chose
 
 
 def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -500,12 +501,19 @@ def train_arm(bench: Bench, name: str, seed: int, root: str, stop: int | None = 
     return model, result
 
 
-def describe(bench: Bench, kind: str, images: Tensor, place: float = PLACE, stage: int = STAGE) -> Tensor:
-    """Return what k-means sees of images: "colour" (and place), or "features" of images enlarged twice."""
+def describe(
+    bench: Bench,
+    kind: str,
+    images: Tensor,
+    place: float = PLACE,
+    stage: int = STAGE,
+    enlarged: int = ENLARGED,
+) -> Tensor:
+    """Return what k-means sees of images: "colour" (and place), or "features" of images that are enlarged."""
     if kind == "colour":
         return bench.story.colour_and_place(images, place)
     net = efficientnet_lite0(True).eval() if bench.pretrained else SmallCNN().eval()
-    return bench.story.deep_features(images, net, stage, 2 * bench.config.image_size)
+    return bench.story.deep_features(images, net, stage, enlarged * bench.config.image_size)
 
 
 def cluster(bench: Bench, kind: str, seed: int, **options) -> tuple[dict[str, Tensor], float]:
@@ -543,7 +551,7 @@ def run_and_record(bench: Bench, name: str, seed: int, root: str) -> None:
     """Run an arm with one seed, judge it on test and write book/results/runs/parts/<arm>-s<seed>.json."""
     arm = ARMS[name]
     values, beside = run_clusters(bench, name, seed) if arm.clusters else run_model(bench, name, seed, root)
-    how = {"images": N_CLUSTERED, "place": PLACE, "stage": STAGE}
+    how = {"images": N_CLUSTERED, "place": PLACE, "stage": STAGE, "enlarged": ENLARGED}
     if not arm.clusters:
         how = {"recipe": vars(bench.recipe), "objective": vars(objective_of(bench.story, arm))}
         how |= {"is_paired": arm.is_paired}
@@ -584,23 +592,23 @@ def bench_at(background: str) -> Bench:
 
 
 TRIALS = {
-    "kmeans-colour": [{"place": w} for w in (0.5, 1.0, 2.0, 4.0)],
-    "kmeans-features": [{"stage": n} for n in (4, 5, 6, 7)],
+    "kmeans-colour": [{"place": w} for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)],
+    "kmeans-features": [{"stage": n, "enlarged": k} for k in (2, 3) for n in (3, 4, 5, 6, 7)],
 }
 TRIAL_SEEDS = (0, 1, 2)
 
 
 def trial(bench: Bench, name: str, changes: dict[str, float]) -> float:
     """Return the mean validation IoU of k-means over the trial seeds, with changed settings."""
-    found = []
+    truth, found = bench.labels["validation"], []
+    bench = replace(bench, images={"validation": bench.images["validation"]})  # no look at test
     for number in TRIAL_SEEDS:
         parts, _ = cluster(bench, ARMS[name].clusters, number, **changes)
-        on_itself = {"validation": parts["validation"], "test": parts["validation"]}
-        truth = bench.labels["validation"]
-        scores = bench.story.grade(
-            on_itself, dict.fromkeys(on_itself, truth), bench.config.n_parts, bench.n_labels
-        )
-        found.append(scores.scores.overall)
+        ids = dict.fromkeys(
+            ("validation", "test"), parts["validation"]
+        )  # assigned and scored on the same images
+        graded = bench.story.grade(ids, dict.fromkeys(ids, truth), bench.config.n_parts, bench.n_labels)
+        found.append(graded.scores.overall)
     return float(np.mean(found))
 
 
