@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from cvlib.data import load
 from cvlib.errors import BookError
 from cvlib.metrics.segmentation import iou_table, overlaps
 from cvlib.pages import definitions
-from cvlib.train import Runtime, load_weights
+from cvlib.train import Runtime, load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -527,3 +527,17 @@ def test_wrong_settings_are_told(page):
             page.PartsConfig(**options)
     with pytest.raises(BookError, match="'lpips'"):
         page.build_distance("lpips", page.PartsConfig())
+
+
+def test_a_committed_network_finds_the_same_parts(page, tiny, tmp_path):
+    """Saved in bf16 and loaded by the page: as a copy whose weights were rounded."""
+    model = model_of(page, tiny)
+    path = tmp_path / "parts.safetensors"
+    save_weights(path, model, dtype=torch.bfloat16, metadata={"model": asdict(tiny)})
+    known = page.load_parts(path, Runtime(device="cpu"))
+    assert known.config == tiny
+    for mine, theirs in zip(known.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs.to(torch.bfloat16).float())
+    x = rand(2, 3, 16, 16)
+    model.load_state_dict(known.state_dict())
+    assert torch.equal(known.parts(x), model.eval().parts(x))
