@@ -132,9 +132,9 @@ WAVES = (("ours", "free", "kmeans-colour", "kmeans-features"),
          ("ours-gradient", "free-gradient", "kmeans-colour-gradient", "kmeans-features-gradient"))  # fmt: skip
 N_CHECKS = 8  # looks at the model in a run: the first after an eighth of it
 N_CLUSTERED = 200  # training images that k-means sees
-PLACE = 1.0  # weight of coordinates beside colours in k-means; the trials chose
+PLACE = 6.0  # weight of coordinates beside colours in k-means; the trials chose
 STAGE = 6  # stages of the network whose features k-means sees; the trials chose
-ENLARGED = 2  # times, before the network sees them; the trials chose
+ENLARGED = 3  # times, before the network sees them; the trials chose
 
 
 def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -592,7 +592,7 @@ def bench_at(background: str) -> Bench:
 
 
 TRIALS = {
-    "kmeans-colour": [{"place": w} for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)],
+    "kmeans-colour": [{"place": w} for w in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)],
     "kmeans-features": [{"stage": n, "enlarged": k} for k in (2, 3) for n in (3, 4, 5, 6, 7)],
 }
 TRIAL_SEEDS = (0, 1, 2)

@@ -101,14 +101,17 @@ def test_terms_that_are_off_weigh_nothing_at_any_time(page, story):
 def test_k_means_has_the_settings_that_the_trials_chose(page):
     """The rules list what each trial gave; the page must have the best, and no other."""
     arms = load_rules(page.CHAPTER).arms
-    for name, key, chosen in (
-        ("kmeans-colour", "place", page.PLACE),
-        ("kmeans-features", "stage", page.STAGE),
-    ):
-        text = arms[name].tuning.split(": ")[-1]
-        tried = {float(v): float(r.rstrip(")")) for v, r in (entry.split(" (") for entry in text.split(", "))}
-        assert list(tried) == [changes[key] for changes in page.TRIALS[name]]
-        assert len(tried) == arms[name].trials and chosen == max(tried, key=tried.get)
+    chosen = {
+        "kmeans-colour": {"place": page.PLACE},
+        "kmeans-features": {"stage": page.STAGE, "enlarged": page.ENLARGED},
+    }
+    for name, settings in chosen.items():
+        entries = [entry.split(" (") for entry in arms[name].tuning.split(": ")[-1].split("; ")]
+        tried = [[float(v) for v in setting.split(" at ")] for setting, _ in entries]
+        assert tried == [list(changes.values()) for changes in page.TRIALS[name]]
+        results = [float(result.rstrip(")")) for _, result in entries]
+        assert len(results) == arms[name].trials
+        assert page.TRIALS[name][results.index(max(results))] == settings
 
 
 def _defined(path):
