@@ -20,7 +20,8 @@
 # alone*, for multisimilarity and for the margin loss. The others take it apart: which part brings it, for which
 # dimension, through which layers. Two things could make it hollow, and there is an arm for each. Heads with objectives of their own
 # may help without teaching (`ms-32-heads`). And a step with heads takes longer, so one arm trains the plain objective for
-# **as long by the clock** (`ms-32-longer`).
+# **as long by the clock** (`ms-32-longer`). All of these are trained on pictures of 64 pixels; near the end one question is
+# asked once more at 128.
 #
 # | scale | command | what it needs |
 # |---|---|---|
