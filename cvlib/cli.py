@@ -135,17 +135,19 @@ def verify(chapter: str) -> None:
     from cvlib import claims
     from cvlib.pages import running
 
-    page = f"{chapter}_claims"
-    if claims.stale(chapter):
+    page, ledgers = f"{chapter}_claims", [chapter, *claims.follow_ups(chapter)]
+    changed = [name for name in ledgers if claims.stale(name)]
+    if changed:
         running.run_page(page, f"runs/pages/{page}.replay.ipynb", {"replay": True})
-        claims.aggregate(chapter)
-    old = claims.stale(chapter)
-    for arm, seed in old:
-        click.echo(f"stale: {arm}, seed {seed}")
-    click.echo(
-        f"{chapter}: {len(claims.runs(chapter)) - len(old)} runs rest on the code as it is, {len(old)} do not"
-    )
-    if old:
+    for name in changed:
+        claims.aggregate(name)
+    for name in ledgers:
+        old = claims.stale(name)
+        for arm, seed in old:
+            click.echo(f"stale: {arm}, seed {seed}")
+        fresh = len(claims.runs(name)) - len(old)
+        click.echo(f"{name}: {fresh} runs rest on the code as it is, {len(old)} do not")
+    if any(claims.stale(name) for name in ledgers):
         raise click.exceptions.Exit(1)
 
 

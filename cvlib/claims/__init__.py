@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cvlib.claims.code import code_hash
 from cvlib.claims.performance import Row, load_rows, write_rows
-from cvlib.claims.rules import Arm, Claim, Comparison, Rules, load_rules
+from cvlib.claims.rules import Arm, Claim, Comparison, Rules, follow_ups, load_rules
 from cvlib.claims.runs import confirm, missing, record, runs, stale
 from cvlib.claims.stats import Interval, detectable, effect_size, holm, paired_bootstrap, sign_flip_p, t_p
 from cvlib.claims.store import chapters, results_root
@@ -27,6 +27,7 @@ __all__ = [
     "detectable",
     "effect_size",
     "evaluate",
+    "follow_ups",
     "holm",
     "ledger",
     "load_results",

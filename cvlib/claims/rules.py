@@ -8,6 +8,7 @@ A rule file, book/results/rules/<chapter>.yaml (keys with ? may be left out)::
     assets: [emoji, vgg16-hed]                 # ? what the runs need
     code: [cvlib/nn, notebooks/taming.py::fit_first_stage]   # ? a change of it makes runs stale
     seeds: [0, 1, 2, 3, 4]
+    follows: demo                              # ? the chapter of which it asks something again
     withdrawn:                                 # ? runs that were deleted: nothing vanishes unsaid
       - {commit: 7d65a08, runs: 15, outcome: C1 partly, why: a faulty network}
     arms:
@@ -47,11 +48,11 @@ import yaml
 from cvlib.claims.store import chapters, check, results_root
 from cvlib.errors import BookError
 
-__all__ = ["Arm", "Claim", "Comparison", "Rules", "Withdrawn", "load_rules"]
+__all__ = ["Arm", "Claim", "Comparison", "Rules", "Withdrawn", "follow_ups", "load_rules"]
 
 _NUMBER = int | float
 _TOP = {"chapter": str, "paper": str, "data": str, "seeds": list, "arms": dict, "claims": list,
-        "assets?": list, "code?": list, "notes?": str, "withdrawn?": list}  # fmt: skip
+        "assets?": list, "code?": list, "notes?": str, "follows?": str, "withdrawn?": list}  # fmt: skip
 _WITHDRAWN = {"commit": str, "runs": int, "outcome": str, "why": str}
 _ARM = {"description": str, "tuning": str, "trials": int, "minutes?": _NUMBER}
 _CLAIM = {"id": str, "statement": str, "paper": dict, "measurement": str, "rule": str, "comparisons": list,
@@ -168,6 +169,7 @@ class Rules:
     assets: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     withdrawn: tuple[Withdrawn, ...] = ()
+    follows: str = ""  # the chapter whose question these rules ask again
 
     def claim(self, name: str) -> Claim:
         """Return the claim with this id; BookError if there is none."""
@@ -199,6 +201,15 @@ def load_rules(chapter: str) -> Rules:
     return parse_rules(data, path)
 
 
+def follow_ups(chapter: str) -> list[str]:
+    """Return the rule files that ask something of ``chapter`` again (fresh seeds, another size), sorted.
+
+    Rules stay as they are once runs exist, so such a question has a file of its own, with its own Holm
+    correction. It stands on the chapter's page and is no further claim.
+    """
+    return [name for name in chapters() if load_rules(name).follows == chapter]
+
+
 def parse_rules(data: Any, path: Path) -> Rules:
     """Return the rules in ``data`` as read from ``path``; see :func:`load_rules`."""
     where = f"rules/{path.name}"
@@ -209,11 +220,15 @@ def parse_rules(data: Any, path: Path) -> Rules:
     seeds = _seeds(data["seeds"], where)
     claims = tuple(_claim(claim, i, arms, seeds, where) for i, claim in enumerate(data["claims"]))
     _whole(arms, claims, where)
-    lists = {key: tuple(map(str, data.get(key, ()))) for key in ("assets", "code")}
+    assets, code = (tuple(map(str, data.get(key, ()))) for key in ("assets", "code"))
     for i, entry in enumerate(data.get("withdrawn", ())):
         check(entry, _WITHDRAWN, f"{where}: withdrawn[{i}]")
     withdrawn = tuple(Withdrawn(**entry) for entry in data.get("withdrawn", ()))
-    return Rules(path.stem, data["paper"], data["data"], seeds, arms, claims, **lists, withdrawn=withdrawn)
+    follows = data.get("follows", "")
+    if follows and (follows == path.stem or not path.with_name(f"{follows}.yaml").is_file()):
+        raise BookError(f"{where}: follows is {follows!r}", "another chapter that has rules")
+    head = (path.stem, data["paper"], data["data"])
+    return Rules(*head, seeds, arms, claims, assets, code, withdrawn, follows)
 
 
 def _whole(arms: dict[str, Arm], claims: tuple[Claim, ...], where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from cvlib.claims.rules import Comparison, load_rules
+from cvlib.claims.rules import Comparison, follow_ups, load_rules
 from cvlib.claims.runs import missing, runs, stale
 from cvlib.claims.store import chapters, results_root
 from cvlib.claims.verdicts import VERDICTS, load_results
@@ -71,26 +71,35 @@ def _finding(entry: dict[str, Any]) -> str:
 def scoreboard() -> Output:
     """Show one row per chapter: how many of the paper's claims came out how, and those that must show.
 
-    Ablations of our own are counted apart: those whose every comparison holds, out of all.
+    Ablations of our own are counted apart: those whose every comparison holds, out of all. What a chapter
+    asked again (:func:`~cvlib.claims.follow_ups`) is no further claim: its verdict stands beside the first.
     """
-    rows: list[list[Any]] = []
-    for chapter in chapters():
-        rules = load_rules(chapter)
-        known = (results_root() / f"{chapter}.json").is_file()
-        ours = {claim.id for claim in rules.claims if claim.ours}
-        decided = load_results(chapter)["claims"] if known else []
-        claims = [claim for claim in decided if claim["id"] not in ours]
-        holding = sum(claim["verdict"] == "reproduced" for claim in decided if claim["id"] in ours)
-        n_claims = len(rules.claims) - len(ours)
-        counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
-        if not known:
-            counts[-1] = n_claims
-        stars = [f"{claim['id']} {claim['verdict']}" for claim in claims if claim["must_show"]]
-        hours = sum(run["seconds"] for run in runs(chapter)) / 3600
-        ablations = f"{holding} of {len(ours)} hold" if ours else None
-        rows.append([f"`{chapter}`", rules.paper, n_claims, *counts, "; ".join(stars), ablations, hours])
+    rows = [_score(chapter) for chapter in chapters() if not load_rules(chapter).follows]
     head = ["chapter", "paper", "claims", *VERDICTS, "must show", "our ablations", "hours of runs"]
     return table(rows, head, caption="Scoreboard: the papers' claims on this book's data.", digits=2)
+
+
+def _decided(chapter: str) -> list[dict[str, Any]]:
+    """The claims of a chapter as its results decide them; none before they were aggregated."""
+    return load_results(chapter)["claims"] if (results_root() / f"{chapter}.json").is_file() else []
+
+
+def _score(chapter: str) -> list[Any]:
+    """The row of a chapter on the scoreboard."""
+    rules, again = load_rules(chapter), follow_ups(chapter)
+    ours = {claim.id for claim in rules.claims if claim.ours}
+    decided = _decided(chapter)
+    claims = [claim for claim in decided if claim["id"] not in ours]
+    holding = sum(claim["verdict"] == "reproduced" for claim in decided if claim["id"] in ours)
+    n_claims = len(rules.claims) - len(ours)
+    counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
+    if not decided:
+        counts[-1] = n_claims
+    asked = claims + [claim for name in again for claim in _decided(name)]
+    stars = "; ".join(f"{claim['id']} {claim['verdict']}" for claim in asked if claim["must_show"])
+    hours = sum(run["seconds"] for name in (chapter, *again) for run in runs(name)) / 3600
+    ablations = f"{holding} of {len(ours)} hold" if ours else None
+    return [f"`{chapter}`", rules.paper, n_claims, *counts, stars, ablations, hours]
 
 
 def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:

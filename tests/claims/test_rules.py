@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvlib.claims import load_rules
+from cvlib.claims import follow_ups, load_rules
 from cvlib.errors import BookError
 
 
@@ -31,6 +31,8 @@ def at(data: dict, *path):
         (("seeds",), [0, True], "whole numbers"),
         (("seeds",), "01", "seeds is '01' .str."),
         (("wrong",), 1, "unknown key 'wrong'"),
+        (("follows",), "demo", "follows is 'demo'; wanted another chapter"),
+        (("follows",), "demos", "follows is 'demos'; wanted another chapter"),
         (("claims", 0, "paper"), {"value": 1}, r"claims.C1.paper: key 'source' is missing"),
         (("claims", 0, "must_show"), "yes", "must_show is 'yes'"),
         (("claims", 0, "must_show"), False, "must_show on"),
@@ -76,3 +78,12 @@ def test_missing_and_broken_files_are_named(write, rules):
     path.write_text("- a list", encoding="utf-8")
     with pytest.raises(BookError, match="wanted a mapping"):
         load_rules("demo")
+
+
+def test_what_is_asked_again_names_its_chapter(write, rules):
+    write(rules)
+    write({**rules, "chapter": "demo_b", "follows": "demo"}, "demo_b")
+    write({**rules, "chapter": "demo_a", "follows": "demo"}, "demo_a")
+    write({**rules, "chapter": "demo_of_another", "follows": "demo_a"}, "demo_of_another")
+    assert follow_ups("demo") == ["demo_a", "demo_b"] and not follow_ups("demo_b")
+    assert load_rules("demo_a").follows == "demo" and not load_rules("demo").follows

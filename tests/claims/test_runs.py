@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+from click.testing import CliRunner
 
-from cvlib.claims import confirm, missing, record, runs, stale
+from cvlib.claims import aggregate, confirm, missing, record, runs, stale
 from cvlib.claims.store import results_root, write_json
+from cvlib.cli import commands
 from cvlib.errors import BookError
 
 VALUES = {"error": 0.5, "psnr": 21.0}
@@ -119,3 +121,28 @@ def test_json_is_compact_and_exact(tmp_path):
     assert write_json(path, data).read_text().count("\n") < 12
     with pytest.raises(ValueError, match="Out of range"):
         write_json(path, {"a": float("nan")})
+
+
+def test_verify_replays_what_a_chapter_asked_again(arguments, repo, rules, write, monkeypatch):
+    """The page is run once for both ledgers; here it is a stand-in that replays with the losses given."""
+    write(rules)
+    write({**rules, "chapter": "demo_b", "follows": "demo"}, "demo_b")
+    record("demo_b", "full", 0, VALUES, **arguments())
+    aggregate("demo_b")
+    pages, losses = [], arguments()["losses"][:20]
+
+    def replay(page, out, parameters):
+        pages.append((page, parameters))
+        confirm("demo_b", "full", 0, losses)
+
+    monkeypatch.setattr("cvlib.pages.running.run_page", replay)
+    verify = [commands, ["verify", "demo"]]
+    assert CliRunner().invoke(*verify).exit_code == 0 and not pages  # nothing has changed
+    (repo / "cvlib" / "a.py").write_text("y = 3\n")
+    done = CliRunner().invoke(*verify)
+    assert done.exit_code == 0 and pages == [("demo_claims", {"replay": True})]
+    assert "demo_b: 1 runs rest on the code as it is, 0 do not" in done.output
+    (repo / "cvlib" / "a.py").write_text("y = 4\n")
+    losses[0] += 1
+    done = CliRunner().invoke(*verify)
+    assert done.exit_code == 1 and "stale: full, seed 0" in done.output

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvlib.claims import aggregate, claim_plot, claims_table, ledger, scoreboard
+from cvlib.claims import aggregate, claim_plot, claims_table, ledger, record, scoreboard
 from cvlib.errors import BookError
 
 
@@ -64,6 +64,24 @@ def test_ablations_of_our_own_are_no_claims_of_the_paper(fill, rules, write):
     aggregate("demo")
     demo = scoreboard().text.splitlines()[2]
     assert demo.split()[5:10] == ["2", "1", "0", "0", "1"] and "1 of 1 hold" in demo
+
+
+def test_what_is_asked_again_stands_in_the_row_of_its_chapter(fill, rules, write, arguments):
+    fill()
+    aggregate("demo")
+    alone = scoreboard().text.splitlines()[2]
+    again = {**rules, "chapter": "demo_b", "follows": "demo", "claims": [{**rules["claims"][0], "id": "C1b"}]}
+    write(again, "demo_b")
+    assert scoreboard().text.splitlines()[2] == alone and "demo_b" not in scoreboard().text
+    for arm, error in (("full", 1.0), ("plain", 0.5)):  # the second time it is the other way round
+        for seed in range(5):
+            record("demo_b", arm, seed, {"error": error + 0.01 * seed, "psnr": 10.0}, **arguments(seconds=36))
+    aggregate("demo_b")
+    text = scoreboard().text
+    row = text.splitlines()[2]
+    assert "C1 reproduced; C1b not reproduced" in row and "`demo_b`" not in text
+    assert row.split()[5:10] == alone.split()[5:10]  # no further claim of the paper
+    assert float(row.split()[-1]) == float(alone.split()[-1]) + 0.1
 
 
 def test_plot_states_the_finding(fill):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvlib.claims import load_rules, runs
+from cvlib.claims import follow_ups, load_rules, runs
 from cvlib.pages import definitions
 
 PAGES = Path(__file__).resolve().parents[2] / "notebooks"
@@ -56,3 +56,30 @@ def test_rates_are_those_that_the_trials_chose(methods):
         tried = {float(v): float(r.rstrip(")")) for v, r in (entry.split(" (") for entry in text.split(", "))}
         assert len(tried) == rules.arms[name].trials == 3
         assert getattr(methods[name], key) == max(tried, key=tried.get)
+
+
+def test_the_question_at_128_px_is_the_first_of_c1_and_nothing_else(page):
+    first, again = load_rules("s2sd"), load_rules(page.AGAIN)
+    (claim,) = again.claims
+    assert claim.comparisons == first.claim("C1").comparisons[:1]
+    assert page.AGAIN_SIZE == 128 and str(page.AGAIN_SIZE) in claim.id and follow_ups("s2sd") == [page.AGAIN]
+    used = {0, *first.seeds, *(seed for entry in first.claims for seed in entry.seeds)}  # 0: the trials
+    assert len(again.seeds) == len(first.seeds) and not used & set(again.seeds)
+
+
+def test_runs_at_128_px_go_stale_with_all_that_those_at_64_px_rest_on(page):
+    first, again = load_rules("s2sd"), load_rules(page.AGAIN)
+    assert set(first.code) < set(again.code)
+    assert {entry.split("::")[-1] for entry in set(again.code) - set(first.code)} == {
+        "AGAIN_SIZE",
+        "load_split",
+    }
+
+
+def test_both_sizes_have_one_recipe(page):
+    """Of two recorded runs of an arm, all that the configuration says agrees, but for the size."""
+    for run in runs(page.AGAIN):
+        config = dict(run["config"])
+        assert config.pop("image_size") == page.AGAIN_SIZE
+        assert config == next(r["config"] for r in runs("s2sd") if r["arm"] == run["arm"])
+        assert 0 < run["values"]["Recall@1 of frozen features"] < 100
