@@ -71,8 +71,9 @@ def _finding(entry: dict[str, Any]) -> str:
 def scoreboard() -> Output:
     """Show one row per chapter: how many of the paper's claims came out how, and those that must show.
 
-    Ablations of our own are counted apart: those whose every comparison holds, out of all. What a chapter
-    asked again (:func:`~cvlib.claims.follow_ups`) is no further claim: its verdict stands beside the first.
+    Ablations of our own are counted apart: those whose every comparison holds, out of those tested. What
+    a chapter asked again (:func:`~cvlib.claims.follow_ups`) is no further claim: its verdict stands beside
+    the first.
     """
     rows = [_score(chapter) for chapter in chapters() if not load_rules(chapter).follows]
     head = ["chapter", "paper", "claims", *VERDICTS, "must show", "our ablations", "hours of runs"]
@@ -90,7 +91,8 @@ def _score(chapter: str) -> list[Any]:
     ours = {claim.id for claim in rules.claims if claim.ours}
     decided = _decided(chapter)
     claims = [claim for claim in decided if claim["id"] not in ours]
-    holding = sum(claim["verdict"] == "reproduced" for claim in decided if claim["id"] in ours)
+    asides = [claim["verdict"] for claim in decided if claim["id"] in ours]
+    holding, tested = asides.count("reproduced"), sum(verdict != "not tested" for verdict in asides)
     n_claims = len(rules.claims) - len(ours)
     counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
     if not decided:
@@ -98,7 +100,8 @@ def _score(chapter: str) -> list[Any]:
     asked = claims + [claim for name in again for claim in _decided(name)]
     stars = "; ".join(f"{claim['id']} {claim['verdict']}" for claim in asked if claim["must_show"])
     hours = sum(run["seconds"] for name in (chapter, *again) for run in runs(name)) / 3600
-    ablations = f"{holding} of {len(ours)} hold" if ours else None
+    told = {f"{holding} of {tested} hold": tested, f"{len(ours) - tested} not tested": len(ours) - tested}
+    ablations = "; ".join(text for text, n in told.items() if n) or None
     return [f"`{chapter}`", rules.paper, n_claims, *counts, stars, ablations, hours]
 
 

@@ -64,6 +64,10 @@ def test_ablations_of_our_own_are_no_claims_of_the_paper(fill, rules, write):
     aggregate("demo")
     demo = scoreboard().text.splitlines()[2]
     assert demo.split()[5:10] == ["2", "1", "0", "0", "1"] and "1 of 1 hold" in demo
+    rules["claims"].append({**rules["claims"][1], "id": "A2", "ours": True})  # nobody ran it: it did not fail
+    write(rules)
+    aggregate("demo")
+    assert "1 of 1 hold; 1 not tested" in scoreboard().text
 
 
 def test_what_is_asked_again_stands_in_the_row_of_its_chapter(fill, rules, write, arguments):
