@@ -43,7 +43,7 @@ from cvlib.claims import Row, load_rows, racing, write_rows
 from cvlib.data import Dataset, load
 from cvlib.data.bodies_people import draw_looks, draw_shapes
 from cvlib.data.bodies_scenes import body_scenes, frames_of, rotations_of, sample_views
-from cvlib.nn import GPT, PatchDiscriminator, VectorQuantizer, hinge_g_loss, vgg_loss
+from cvlib.nn import GPT, PatchDiscriminator, VectorQuantizer, hinge_g_loss, vgg19, vgg_loss
 from cvlib.pages import begin
 from cvlib.render import Cameras, Scene, render, sample_textures
 from cvlib.show import table
@@ -402,6 +402,53 @@ for side, wanted in ((1, 600), (2, 200)):  # images/s on two cores
     )
     print(f"{rows[-1].ours:,.0f} images/s on {torch.get_num_threads()} threads; wanted {wanted}")
     assert rows[-1].ours >= wanted or not page.record  # a busy machine says little
+
+# %% [markdown]
+# ## The decoder of parts
+#
+# The page {doc}`parts` counts operations: with widths that really fall, the decoder of part maps wants one ninetieth of the
+# released one's. Operations are no seconds. Here both decoders run at the paper's shape, one map of 25 parts at 128 px,
+# forward and backward; and at report scale a whole training step on one pair, VGG-19 at 224 px and all.
+
+# %%
+parts = page.definitions("parts")
+shape = parts.paper_config()
+if page.smoke:
+    shape = parts.PartsConfig(image_size=16, n_parts=4, decoder_widths=(16, 8), shape_widths=(8, 8))
+
+
+def decoding(config) -> Callable[[], None]:
+    """Return a call that decodes one shape code into a map of parts and goes back."""
+    decoder = runtime.prepare(parts.SegmentationDecoder(config))
+    code = torch.randn(1, config.dim_pi).to(runtime.device)
+
+    def call() -> None:
+        with runtime.autocast():
+            logits = decoder(code)
+        logits.sum().backward()
+
+    return call
+
+
+def training(config, is_routed: bool) -> Callable[[], None]:
+    """Return a call that takes the gradients of a step on one pair, painted one way and judged by VGG-19."""
+    aim = parts.Objective(both_ways=False, is_routed=is_routed)
+    model = runtime.prepare(parts.PartsModel(config, aim, parts.VggDistance(vgg19(pretrained=False), 224)))
+    pair = (torch.rand(2, 1, 3, config.image_size, config.image_size) * 2 - 1).to(runtime.device)
+
+    def call() -> None:
+        with runtime.autocast():
+            loss, _ = model(*pair, 1.0)
+        loss.backward()
+
+    return call
+
+
+calls = decoding(shape), decoding(parts.wide(shape))
+keep(race(f"decoder of parts, {shape.image_size} px", *calls, "256 channels at every size, as released"))
+if page.record:
+    calls = training(shape, True), training(parts.wide(shape), False)
+    keep(race("step of parts, 128 px, one pair", *calls, "the released decoder, one summed loss"))
 
 # %% [markdown]
 # ## Retrieval scores
