@@ -868,12 +868,14 @@ for claim, question in READINGS.items():
 
 # %%
 if decided["P3"]["comparisons"] and decided["A3"]["comparisons"]:
-    rise, pair = decided["P3"]["comparisons"]
+    pair = decided["P3"]["comparisons"][1]
     (fit,) = decided["A3"]["comparisons"]
     say(
         (
             "Without pairs the parts move with the picture less well"
             if pair["holds"]
+            else "That without pairs the parts move with the picture less well is likely, not shown"
+            if pair["low"] > 0
             else "Without pairs the parts move with the picture about as well"
             if pair["high"] > 0
             else "Without pairs the parts even move with the picture better"
@@ -881,15 +883,15 @@ if decided["P3"]["comparisons"] and decided["A3"]["comparisons"]:
         + (
             ", and they fit bodies worse: it is the other pose that makes a part of a part."
             if fit["holds"]
-            else ", and that they fit bodies worse is not shown: here the other pose is not what makes a part of a part."
+            else "; that they fit bodies worse is not shown."
         )
     )
 
 # %% [markdown]
 # What the runs cannot say. People are capsules with flat colours, seen at 64 pixels, in four motions; real clothes fold and
 # hide. A run has a thirtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
-# own, are not here. The probe is linear; a stronger reader may find more. And an estimate of a critic is a lower bound only for a critic
-# that has learned.
+# own, are not here. The probe is linear; a stronger reader may find more. And a critic's estimate equals the information
+# only for the best critic; before that it may lie on either side.
 
 # %%
 page.finish(runtime)

@@ -71,7 +71,8 @@ print(f"{runtime.describe()}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.
 # ## The race
 #
 # Both run once before the clock starts. In each round both run once more, in turn. Where a row tells memory, both run
-# in processes of their own, so that it can be read when they are done; it counts what was added to the data.
+# in processes of their own, so that it can be read when they are done, and warm up on a few hundred items; it counts
+# what was added to the data.
 #
 # Where it is known how many multiplications and additions the work wants at least, the table also says how near ours
 # comes to the floor: the time that they would take at the rate of a large matrix product, the most that this machine
@@ -579,7 +580,7 @@ table(
         for row in shown
     ],
     header=["what", "ours", "peer", "the peer", "ratio", "floor / ours", "memory: ours, peer"],
-    caption=f"{runtime.describe()}, {os.cpu_count()} cores; median of {rounds} rounds, smallest and largest.",
+    caption=f"{runtime.describe()}, {os.cpu_count()} cores; median of {rounds} rounds (of 3 at most for the largest k-means), smallest and largest.",
 )
 
 # %%

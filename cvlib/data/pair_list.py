@@ -47,7 +47,10 @@ def read_list(path: Path, masks: str, source: Source = SOURCE) -> list[Listed]:
     if not path.is_file():
         raise source.error(f"{path} is missing", f"a list with the columns {_ID}, {_FILE}")
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        try:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        except csv.Error as error:
+            raise source.error(f"{path}: {error}", "a list with commas") from error
     names = [_ID, _FILE, MASKS[masks][0]]
     is_named = bool(rows) and (_ID in rows[0] or _FILE in rows[0])
     if is_named:

@@ -37,6 +37,9 @@ class PartPicture:
     joints: tuple[tuple[float, float], ...] = ()  #: right and down in pixels, NaN where hidden
 
 
+_MOST_BOX = 4  # times the picture's longer side: a box beyond that is a slip, and would ask for gigabytes
+
+
 class Square(NamedTuple):
     """A square of a picture in whole pixels; it may stick out of it."""
 
@@ -94,6 +97,11 @@ def _cut(
     """Return colours and label of the square, uint8 (S, S, 4), and where it lies."""
     rgb = read_picture(folder / picture.path)
     height, width = rgb.shape[:2]
+    if picture.box and not all(abs(v) <= _MOST_BOX * max(width, height) for v in picture.box):  # NaN is not
+        seen = "box " + ", ".join(f"{v:g}" for v in picture.box)
+        raise BookError(
+            f"{folder / picture.path}: {seen} of a picture of {width} x {height}", "a box within it"
+        )
     square = square_of(width, height, picture.box, margin)
     ids = np.full((height, width), UNKNOWN, dtype=np.uint8)
     if _state(folder, picture.mask):

@@ -85,6 +85,9 @@ def read_clip(path: Path) -> Clip:
     scalars = [fields[name].ravel() for name in ("action", "train", "nframes")]
     if any(len(value) != 1 for value in scalars):
         raise SOURCE.error(f"{path}: action, train or nframes is no single value", "one of each")
+    numbers = [fields[name] for name in ("train", "nframes", "bbox", "x", "y", "visibility")]
+    if any(value.dtype.kind not in "biuf" for value in numbers):
+        raise SOURCE.error(f"{path}: text where numbers belong", "numbers in all fields but action")
     action, train, n = str(scalars[0][0]), scalars[1][0], int(scalars[2][0])
     shapes = {name: fields[name].shape for name in ("x", "y", "visibility")}
     if n < 1 or train not in (1, -1) or any(shape != (n, len(JOINTS)) for shape in shapes.values()):

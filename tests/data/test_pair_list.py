@@ -114,6 +114,10 @@ MISTAKES = {
         lambda r: edit(r / "test.csv", ",25,v12", ""),
         r"test\.csv, line 2: 'frames/12/00000\.png,iuv",
     ),
+    "huge cell": (
+        lambda r: edit(r / "test.csv", ",25,v12", ",25," + "v" * 200_000),
+        r"test\.csv: field larger than field limit.*; wanted a list with commas",
+    ),
     "no path": (lambda r: edit(r / "test.csv", "frames/12/00000.png,", ","), r"line 2: ',25,v12.*every row"),
     "lost": (lambda r: (r / "frames/12/00001.png").unlink(), r"12/00001\.png is missing, one of 1 of 9"),
     "broken": (lambda r: (r / "frames/12/00001.png").write_bytes(b"x"), r"12/00001\.png cannot be read"),

@@ -151,6 +151,15 @@ MISTAKES = {
         lambda r: relabel(r, bbox=np.ones((3, 5))),
         r"0012\.mat: bbox of shape \(3, 5\); wanted \(frames, 4\)",
     ),
+    "text": (
+        lambda r: relabel(r, nframes="three"),
+        r"0012\.mat: text where numbers belong; wanted numbers",
+    ),
+    "huge box": (
+        lambda r: relabel(r, bbox=np.array([[1.0, 1, 1e9, 1e9]] * 3)),
+        r"000001\.jpg: box 1, 1, 1e\+09, 1e\+09 of a picture of",
+    ),
+    "endless box": (lambda r: relabel(r, bbox=np.array([[1.0, 1, np.inf, 9]] * 3)), r"box 1, 1, inf, 8 of"),
     "no mat": (
         lambda r: (r / "Penn_Action/labels/0012.mat").write_bytes(b"x" * 200),
         r"0012\.mat cannot be read \(",
