@@ -1423,7 +1423,7 @@ first, final = album.pages[chosen[0]].long(), album.pages[chosen[-1]].long()
 in_body = truth[:n_kept] > 0
 say(
     f"On these six bodies {len(first[in_body].unique())} of {n_parts} parts show at step {album.steps[chosen[0]]}, and "
-    f"{len(final[in_body].unique())} at the end. At first the priors alone tile the picture; then parts that lie on a body shrink to it, "
+    f"{len(final[in_body].unique())} at the end. At first a few blobs stand where bodies mostly are; then they take up the pose, "
     f"because one appearance for body and wall paints both badly."
 )
 
