@@ -64,7 +64,7 @@ def _fields(path: Path) -> dict[str, np.ndarray]:
         ValueError,
         TypeError,
         LookupError,
-        NotImplementedError,
+        NotImplementedError,  # what scipy says of version 7.3, which is HDF5
         MatReadError,
         zlib.error,
     ) as error:
