@@ -1,0 +1,130 @@
+"""Experts: frozen networks on emoji that chapters look into or translate between, loaded from weights files.
+
+Trained on the page ``experts``. Source of their parts: :mod:`cvlib.nn.vae`, :mod:`cvlib.nn.backbones`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cvlib.errors import BookError
+from cvlib.nn.backbones import EfficientNetLite0, SmallCNN
+from cvlib.nn.vae import VectorAutoencoder
+from cvlib.train.weights import load_weights_file, weights_metadata
+
+__all__ = [
+    "FACTORS",
+    "Judge",
+    "Judgement",
+    "factor_targets",
+    "freeze",
+    "load_autoencoder",
+    "load_judge",
+    "load_namer",
+]
+
+FACTORS = ("red", "green", "blue", "hue, cosine", "hue, sine", "size", "right", "down", "rotation")
+
+
+def factor_targets(factors: Tensor) -> Tensor:
+    """Return what a judge says of ``factors`` (B, 8; columns as in ``Factors.NAMES``): (B, 9), as in FACTORS.
+
+    Each has mean 0 and variance 1 under :func:`cvlib.data.sample_factors` and its default bounds; the hue, an
+    angle, comes as cosine and sine, and the size as the logarithm of the scale.
+    """
+    colour, hue, scale, shift, rotation = factors.split([3, 1, 1, 2, 1], dim=1)
+    log_low, log_high = math.log(0.7), math.log(1.1)
+    size = (scale.log() - (log_low + log_high) / 2) / (log_high - log_low) * 2
+    turn = torch.cat([hue.cos(), hue.sin()], 1) * math.sqrt(2)
+    even = torch.cat([size, shift / 0.1, rotation / (math.pi / 6)], 1) * math.sqrt(
+        3
+    )  # uniform in [-1, 1] before
+    return torch.cat([colour * math.sqrt(3), turn, even], 1)
+
+
+class Judgement(NamedTuple):
+    """What a judge says of B pictures."""
+
+    concept: Tensor  #: logits (B, n_classes)
+    hand: Tensor  #: logits (B, n_hands)
+    factors: Tensor  #: estimates (B, 9) of :func:`factor_targets`
+
+
+class Judge(nn.Module):
+    """Concept, hand and factors of drawings (B, 3, S, S) in [-1, 1], S = 8 ``places``: three answers.
+
+    A measuring instrument, not a subject: it learns from all hands and from reconstructions as well, so that
+    what it fails to see is missing in the picture. Where something lies is read from the map of features.
+
+    >>> judge = Judge(n_classes=5, n_hands=7, places=2)
+    >>> [tuple(answer.shape) for answer in judge(torch.zeros(4, 3, 16, 16))]
+    [(4, 5), (4, 7), (4, 9)]
+    """
+
+    def __init__(self, n_classes: int, n_hands: int, places: int = 8) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"n_classes": n_classes, "n_hands": n_hands, "places": places}
+        self.trunk = SmallCNN()
+        self.concept = nn.Linear(self.trunk.width, n_classes)
+        self.hand = nn.Linear(self.trunk.width, n_hands)
+        self.factors = nn.Sequential(
+            nn.Conv2d(self.trunk.width, 32, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * places**2, 256),
+            nn.ReLU(),
+            nn.Linear(256, len(FACTORS)),
+        )
+
+    def forward(self, images: Tensor) -> Judgement:
+        features = self.trunk(images)
+        pooled = features.mean((2, 3))
+        return Judgement(self.concept(pooled), self.hand(pooled), self.factors(features))
+
+
+def freeze(net: nn.Module) -> None:
+    """Put ``net`` in evaluation mode, and its parameters out of reach of gradients, for good."""
+    net.eval().requires_grad_(False)
+
+
+def _configuration(path: str | os.PathLike[str], kind: str) -> dict[str, object]:
+    found = weights_metadata(path)
+    if "model" not in found or found.get("kind") != kind:
+        seen = f"{os.fspath(path)}, weights of kind {found.get('kind', 'unknown')}"
+        raise BookError(seen, kind, "take the file that the page experts wrote")
+    return dict(found["model"])
+
+
+def load_autoencoder(path: str | os.PathLike[str]) -> VectorAutoencoder:
+    """Return the frozen autoencoder in ``path`` (.safetensors, with its configuration).
+
+    Raises: BookError if the file is absent or damaged, or holds another kind of network.
+    """
+    net = VectorAutoencoder(**_configuration(path, "autoencoder"))  # type: ignore[arg-type]
+    load_weights_file(path, net)
+    freeze(net)
+    return net
+
+
+def load_namer(path: str | os.PathLike[str]) -> EfficientNetLite0:
+    """Return the frozen EfficientNet-Lite0 in ``path`` (.safetensors) that names concepts.
+
+    Raises: as :func:`load_autoencoder`.
+    """
+    net = EfficientNetLite0(**_configuration(path, "namer"))  # type: ignore[arg-type]
+    load_weights_file(path, net)
+    freeze(net)
+    return net
+
+
+def load_judge(path: str | os.PathLike[str]) -> Judge:
+    """Return the frozen judge in ``path`` (.safetensors). Raises: as :func:`load_autoencoder`."""
+    net = Judge(**_configuration(path, "judge"))  # type: ignore[arg-type]
+    load_weights_file(path, net)
+    freeze(net)
+    return net
