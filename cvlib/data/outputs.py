@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,24 +34,26 @@ def weights_digest(*nets: nn.Module) -> str:
 
 
 class Outputs(Dataset):
-    """``n_views`` views of each of N pictures as columns, one for each entry of ``columns``.
+    """``n_views`` views of each of N pictures, as the columns that ``describe`` makes of them.
 
-    A column is a function from images (B, 3, S, S) to (B, ...), named; ``nets`` are the networks that the
-    functions use: names and weights tell one cache from another, the functions' code does not. Row
+    ``describe(images)`` turns (B, 3, S, S) into a dict of tensors (B, ...), with the keys ``columns``;
+    ``nets`` are the networks that it uses: names and weights tell one cache from another, its code does
+    not. Row
     ``view * N + item`` holds the view drawn from ``derived_generator(0, "view", view)``; its labels are the
     picture's, with "item" and, where the data set knows them, the column "factors". Values are kept as
     float16 in the cache, memory-mapped, and come as float32; a batch holds the columns that :meth:`only`
     chose, all of them at first.
 
-    Raises: BookError for fewer than one view, no column, pictures without one, or values beyond float16.
+    Raises: BookError for fewer than one view, no picture, other columns, or values beyond float16.
     """
 
     def __init__(
         self,
         data: Dataset,
-        columns: Mapping[str, Callable[[Tensor], Tensor]],
+        columns: Sequence[str],
+        describe: Callable[[Tensor], Mapping[str, Tensor]],
         nets: Mapping[str, nn.Module],
-        n_views: int,
+        n_views: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         if n_views < 1 or not columns or not len(data):
@@ -59,11 +61,11 @@ class Outputs(Dataset):
             raise BookError(seen, "at least 1 of each")
         key = {"data": data.hash, "columns": list(columns), "views": n_views, "format": _FORMAT}
         key |= {"nets": {name: weights_digest(net) for name, net in nets.items()}}
-        self.data, self.n_views, self.device = data, n_views, device
+        self.data, self.n_views, self.device, self._columns = data, n_views, device, set(columns)
         self.name, self.split, self.image_size = data.name, data.split, data.image_size
         self.hash, self.label_names = digest(key, 16), data.label_names
         folder = cache_root() / "outputs" / f"{data.name}-{data.split}-{data.image_size}-{digest(key, 12)}"
-        stored, meta = open_store(folder, lambda aside: {**key, "shapes": self._write(aside, columns)})
+        stored, meta = open_store(folder, lambda aside: {**key, "shapes": self._write(aside, describe)})
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in meta["shapes"]}
         ends = np.cumsum([0, *(int(np.prod(shape)) for shape in self.shapes.values())]).tolist()
         self._where = {name: slice(*ends[k : k + 2]) for k, name in enumerate(self.shapes)}
@@ -117,7 +119,7 @@ class Outputs(Dataset):
         return self.data.render(index, d)
 
     @torch.no_grad()
-    def _write(self, aside: Path, columns: Mapping[str, Callable[[Tensor], Tensor]]) -> list[Any]:
+    def _write(self, aside: Path, describe: Callable[[Tensor], Mapping[str, Tensor]]) -> list[Any]:
         """Write all rows to ``aside/pixels.u8``; return names and shapes of the columns."""
         shapes: list[Any] = []
         said = time.monotonic()
@@ -125,14 +127,17 @@ class Outputs(Dataset):
             for view in range(self.n_views):
                 for index in torch.arange(len(self.data)).split(_ROWS):
                     drawn = self._render(view, index)
-                    found = {name: of(drawn["image"].to(self.device)).cpu() for name, of in columns.items()}
+                    found = dict(describe(drawn["image"].to(self.device)))
+                    if found.keys() != self._columns:
+                        raise BookError(f"columns {', '.join(found)}", ", ".join(sorted(self._columns)))
                     found |= {"factors": drawn["factors"]} if "factors" in drawn else {}
-                    rows = torch.cat([values.reshape(len(index), -1).float() for values in found.values()], 1)
+                    values = [one.reshape(len(index), -1).float().cpu() for one in found.values()]
+                    rows = torch.cat(values, 1)
                     if not (rows.abs() <= torch.finfo(torch.float16).max).all():
                         limit = f"at most {torch.finfo(torch.float16).max:g}, the most float16 holds"
                         raise BookError(f"values up to {rows.abs().max():g}", f"finite ones of {limit}")
                     file.write(rows.to(torch.float16).numpy().tobytes())
-                    shapes = [[name, list(values.shape[1:])] for name, values in found.items()]
+                    shapes = [[name, list(one.shape[1:])] for name, one in found.items()]
                     if time.monotonic() - said > 15:
                         done = view * len(self.data) + int(index[-1]) + 1
                         print(f"outputs on {self.name}/{self.split}: {done:,} of {len(self):,}", flush=True)

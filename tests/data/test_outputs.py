@@ -27,11 +27,11 @@ def own_cache(tmp_path_factory, monkeypatch, data):
 
 
 def columns(net):
-    return {"map": net, "mean": lambda x: x.mean((1, 2, 3))}
+    return ("map", "mean"), lambda x: {"map": net(x), "mean": x.mean((1, 2, 3))}
 
 
 def test_columns_are_what_the_networks_say_of_the_pictures(data, net):
-    found = Outputs(data, columns(net), {"net": net}, 2)
+    found = Outputs(data, *columns(net), {"net": net}, 2)
     rows = torch.tensor([3, len(data) + 5, 0])
     pictures = found.pictures(rows)
     torch.testing.assert_close(found.column("map", rows), net(pictures).detach(), rtol=1e-3, atol=1e-3)
@@ -42,7 +42,7 @@ def test_columns_are_what_the_networks_say_of_the_pictures(data, net):
 
 
 def test_pictures_are_the_views_that_the_generator_of_their_number_draws(data, net):
-    found = Outputs(data, columns(net), {"net": net}, 2)
+    found = Outputs(data, *columns(net), {"net": net}, 2)
     drawn = data.images(torch.arange(len(data)), generator=derived_generator(0, "view", 1), augment=True)
     rows = torch.tensor([0, 4])
     torch.testing.assert_close(found.pictures(rows + len(data)), drawn[rows])
@@ -50,7 +50,7 @@ def test_pictures_are_the_views_that_the_generator_of_their_number_draws(data, n
 
 
 def test_factors_and_labels_stand_beside_the_columns(data, net):
-    found = Outputs(data, columns(net), {"net": net}, 3)
+    found = Outputs(data, *columns(net), {"net": net}, 3)
     everything = data.draw(torch.arange(len(data)), derived_generator(0, "view", 2), augment=True)
     rows = 2 * len(data) + torch.tensor([1, 2])
     torch.testing.assert_close(found.column("factors", rows), everything.factors[1:3], rtol=1e-3, atol=1e-3)
@@ -59,7 +59,7 @@ def test_factors_and_labels_stand_beside_the_columns(data, net):
 
 
 def test_a_batch_holds_what_was_chosen(data, net):
-    found = Outputs(data, columns(net), {"net": net}, 2).only("mean")
+    found = Outputs(data, *columns(net), {"net": net}, 2).only("mean")
     batch = next(found.batches(5, seed=0))
     assert "map" not in batch and batch["mean"].shape == (5, 1)
     torch.testing.assert_close(batch["mean"], found.column("mean", batch["index"]))
@@ -68,15 +68,15 @@ def test_a_batch_holds_what_was_chosen(data, net):
 
 
 def test_other_weights_views_or_columns_are_another_cache(data, net):
-    first = Outputs(data, columns(net), {"net": net}, 1)
-    assert first.hash == Outputs(data, columns(net), {"net": net}, 1).hash
-    assert first.hash != Outputs(data, columns(net), {"net": net}, 2).hash
-    assert first.hash != Outputs(data, {"map": net}, {"net": net}, 1).hash
+    first = Outputs(data, *columns(net), {"net": net}, 1)
+    assert first.hash == Outputs(data, *columns(net), {"net": net}, 1).hash
+    assert first.hash != Outputs(data, *columns(net), {"net": net}, 2).hash
+    assert first.hash != Outputs(data, ["map"], lambda x: {"map": net(x)}, {"net": net}, 1).hash
     before = weights_digest(net)
     with torch.no_grad():
         net.bias[0] += 1e-6
     assert weights_digest(net) != before
-    assert first.hash != Outputs(data, columns(net), {"net": net}, 1).hash
+    assert first.hash != Outputs(data, *columns(net), {"net": net}, 1).hash
 
 
 def test_a_cache_is_computed_once(data, net, tmp_path, monkeypatch):
@@ -85,11 +85,11 @@ def test_a_cache_is_computed_once(data, net, tmp_path, monkeypatch):
 
     def seen(x):
         calls.append(len(x))
-        return net(x)
+        return {"map": net(x)}
 
-    Outputs(data, {"map": seen}, {"net": net}, 1)
+    Outputs(data, ["map"], seen, {"net": net}, 1)
     n = len(calls)
-    Outputs(data, {"map": seen}, {"net": net}, 1)
+    Outputs(data, ["map"], seen, {"net": net}, 1)
     assert n > 0 and len(calls) == n
 
 
@@ -98,11 +98,16 @@ def test_a_cache_is_computed_once(data, net, tmp_path, monkeypatch):
 )
 def test_values_that_float16_cannot_hold_are_refused(data, net, value, said):
     with pytest.raises(BookError, match=said):
-        Outputs(data, {"x": lambda x: torch.full((len(x), 1), value)}, {"net": net}, 1)
+        Outputs(data, ["x"], lambda x: {"x": torch.full((len(x), 1), value)}, {"net": net}, 1)
 
 
 def test_nothing_to_say_is_refused(data, net):
     with pytest.raises(BookError, match="0 views"):
-        Outputs(data, columns(net), {"net": net}, 0)
+        Outputs(data, *columns(net), {"net": net}, 0)
     with pytest.raises(BookError, match="0 columns"):
-        Outputs(data, {}, {}, 1)
+        Outputs(data, [], lambda x: {}, {}, 1)
+
+
+def test_columns_that_were_not_announced_are_refused(data, net):
+    with pytest.raises(BookError, match="columns map; wanted depth"):
+        Outputs(data, ["depth"], lambda x: {"map": net(x)}, {"net": net}, 1)
