@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
-from cvlib.nn.backbones import EfficientNetLite0, SmallCNN
+from cvlib.nn.backbones import BatchNorm, EfficientNetLite0, SmallCNN
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.train.weights import load_weights_file, weights_metadata
 
@@ -88,8 +88,14 @@ class Judge(nn.Module):
 
 
 def freeze(net: nn.Module) -> None:
-    """Put ``net`` in evaluation mode, and its parameters out of reach of gradients, for good."""
+    """Put ``net`` in evaluation mode, and its parameters out of reach of gradients, for good.
+
+    The statistics of its norms stay too, whatever calls ``train()`` on it or on a module that holds it.
+    """
     net.eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.freeze()
 
 
 def _configuration(path: str | os.PathLike[str], kind: str) -> dict[str, object]:
