@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -127,9 +130,16 @@ KINDS = {
 }
 
 
+class Case(NamedTuple):
+    kind: str
+    path: Path
+    net: nn.Module  # what was written to the file, in evaluation mode
+    config: dict[str, object]
+    load: Callable[[Path], nn.Module]
+
+
 @pytest.fixture(scope="module", params=list(KINDS))
 def case(request, tmp_path_factory):
-    """Kind, file, the network in evaluation mode that was written to it, and the loader of its kind."""
     build, load = KINDS[request.param]
     torch.manual_seed(0)
     net = build()
@@ -141,36 +151,32 @@ def case(request, tmp_path_factory):
     config = {"n_classes": 6} if request.param == "namer" else net.config
     path = tmp_path_factory.mktemp("weights") / "expert.safetensors"
     save_weights(path, net, metadata={"kind": request.param, "model": config, "scores": {"right": 0.5}})
-    return request.param, path, net.eval(), load
+    return Case(request.param, path, net.eval(), config, load)
 
 
 @torch.no_grad()
 def test_a_network_out_of_a_file_says_what_the_one_in_it_said(case):
-    kind, path, net, load = case
-    loaded = load(path)
-    assert type(loaded) is type(net)
+    loaded = case.load(case.path)
+    assert type(loaded) is type(case.net)
     x = torch.rand(3, 3, 16, 16, generator=gen()) * 2 - 1
-    for ours, theirs in zip(outputs(loaded, x), outputs(net, x), strict=True):
+    for ours, theirs in zip(outputs(loaded, x), outputs(case.net, x), strict=True):
         assert torch.equal(ours, theirs) and (theirs[0] - theirs[1]).abs().max() > 1e-4  # not one for all
 
 
 @torch.no_grad()
 def test_a_network_stored_as_bf16_says_what_its_rounded_weights_say(case, tmp_path):
-    kind, path, net, load = case
-    config = {"n_classes": 6} if kind == "namer" else net.config
     half = tmp_path / "half.safetensors"
-    save_weights(half, net, dtype=torch.bfloat16, metadata={"kind": kind, "model": config})
-    loaded = load(half)
+    save_weights(half, case.net, dtype=torch.bfloat16, metadata={"kind": case.kind, "model": case.config})
+    loaded = case.load(half)
     for name, weight in loaded.state_dict().items():
-        stored = net.state_dict()[name]
+        stored = case.net.state_dict()[name]
         wanted = stored.bfloat16().to(stored.dtype) if stored.is_floating_point() else stored
         assert weight.dtype == stored.dtype and torch.equal(weight, wanted), name
 
 
 @torch.no_grad()
 def test_a_loaded_network_is_frozen_for_good(case):
-    kind, path, _, load = case
-    net = load(path)
+    net = case.load(case.path)
     assert not any(p.requires_grad for p in net.parameters())
     assert not any(module.training for module in net.modules())
     x = torch.rand(3, 3, 16, 16, generator=gen()) * 2 - 1
@@ -184,19 +190,17 @@ def test_a_loaded_network_is_frozen_for_good(case):
 
 def test_gradients_pass_through_a_frozen_network(case):
     """An attack asks for the slope at the picture, not at the weights."""
-    kind, path, _, load = case
     x = (torch.rand(2, 3, 16, 16, generator=gen()) * 2 - 1).requires_grad_()
-    (slope,) = torch.autograd.grad(outputs(load(path), x)[0].square().sum(), x)
+    (slope,) = torch.autograd.grad(outputs(case.load(case.path), x)[0].square().sum(), x)
     assert slope.abs().max() > 0
 
 
 def test_a_file_of_another_kind_is_refused_in_one_line(case):
-    kind, path, _, load = case
     for other, (_, load_other) in KINDS.items():
-        if other != kind:
-            with pytest.raises(BookError, match=f"weights of kind {kind}; wanted {other}") as caught:
-                load_other(path)
-            assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        if other != case.kind:
+            with pytest.raises(BookError, match=f"weights of kind {case.kind}; wanted {other}") as caught:
+                load_other(case.path)
+            assert "\n" not in str(caught.value) and str(case.path) in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -209,13 +213,11 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(kind, note, tmp_path):
 
 
 def test_weights_of_another_configuration_are_refused(case, tmp_path):
-    kind, _, net, load = case
-    changed = {"autoencoder": {"dim": 5}, "namer": {"n_classes": 7}, "judge": {"n_hands": 8}}[kind]
+    changed = {"autoencoder": {"dim": 5}, "namer": {"n_classes": 7}, "judge": {"n_hands": 8}}[case.kind]
     path = tmp_path / "other.safetensors"
-    config = {"n_classes": 6} if kind == "namer" else net.config
-    save_weights(path, net, metadata={"kind": kind, "model": {**config, **changed}})
+    save_weights(path, case.net, metadata={"kind": case.kind, "model": {**case.config, **changed}})
     with pytest.raises(BookError, match="of shape"):
-        load(path)
+        case.load(path)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
