@@ -16,9 +16,23 @@ from torch import Tensor, nn
 from cvlib.errors import BookError
 from cvlib.nn.flow.actnorm import ActNorm
 
-__all__ = ["LabelEmbedder", "MapEmbedder", "VectorEmbedder"]
+__all__ = ["LabelEmbedder", "MapEmbedder", "VectorEmbedder", "even_widths"]
 
 Norm = Literal["none", "actnorm", "batch"]
+
+
+def even_widths(dim_in: int, dim_out: int, n: int) -> list[int]:
+    """Return ``n`` widths in equal steps from ``dim_in`` to ``dim_out``, rounded down, both included.
+
+    Source: the embedders of vectors in Rombach et al. 2020a (Making Sense of CNNs).
+    Raises: BookError for n < 2.
+
+    >>> even_widths(4096, 128, 4)
+    [4096, 2773, 1450, 128]
+    """
+    if n < 2:
+        raise BookError(f"{n} width(s) from {dim_in} to {dim_out}", "at least 2, both ends")
+    return [dim_in + (dim_out - dim_in) * k // (n - 1) for k in range(n)]
 
 
 class _Normalise(ActNorm):
