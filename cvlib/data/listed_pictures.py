@@ -1,4 +1,4 @@
-"""Pictures that a data set lists, at one short side, kept in the cache and cropped when a batch asks for them."""
+"""Pictures that a data set lists, at one short side, kept in the cache and cropped batch by batch."""
 
 from __future__ import annotations
 

@@ -141,7 +141,8 @@ def _ids(stored: Tensor) -> Tensor:
 def rows_of(split: str, rows: Sequence[T], key: Callable[[T], str], every: int = 10) -> list[T]:
     """Return the rows of ``split``, "train" or "validation", out of those that are for training.
 
-    Validation is one different key out of ``every``, in sorted order, so that no key is in both; "test" is all rows.
+    Validation is one different key out of ``every``, in sorted order, so that no key is in both; "test" is
+    all rows.
 
     >>> rows_of("validation", "abcdefghijjkl", str)
     ['j', 'j']
