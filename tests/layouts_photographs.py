@@ -171,10 +171,10 @@ IMAGENET_FULL = {"train": (1_281_167, 1_000), "validation": (50_000, 1_000)}
 
 
 def full_size(root: Path, name: str, spare: int = 0) -> None:
-    """Write the lists of a release in full size, less ``spare``; a class has one file, empty."""
+    """Write the lists of a release in full size, a class has one file, empty; ``spare`` faces are lost."""
     if name == "imagenet":
         for half, (n, n_classes) in IMAGENET_FULL.items():
-            base, n = root / f"ILSVRC2012_{half}", n - spare * (half == "validation")
+            base = root / f"ILSVRC2012_{half}"
             own = [
                 f"n{k:08d}/x.JPEG" if half == "train" else f"n{k:08d}/ILSVRC2012_val_1.JPEG"
                 for k in range(1_000)

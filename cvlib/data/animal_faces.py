@@ -1,4 +1,7 @@
-"""AnimalFaces: the faces of 149 animals, cut out of ImageNet's training pictures at given places."""
+"""AnimalFaces: the faces of 149 animals, cut out of ImageNet's training pictures at given places.
+
+Written from descriptions of the layout; it has not been run on the release itself.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +97,9 @@ def load(
     the rest "train", or all with ``all_train``, as in the papers. Label "class" numbers the synsets of both
     lists, of "disjoint" those of its own, in sorted order.
 
-    ``short_side`` 0 means ``image_size``. Faces of 20 pixels occur; they are enlarged, bicubically, to the
-    short side, and the middle is cut out, as the authors do with bilinear steps. Stored pictures take about
-    50 kB each at 128 pixels: 6 GB in all. ``crop`` as in
+    ``short_side`` 0 means ``image_size``. Faces of 20 pixels occur; they are enlarged to the short side,
+    bicubically, and the middle is cut out. Stored pictures take a little more than 3 ``image_size``² bytes:
+    at 128 pixels about 6 GB for all. ``crop`` as in
     :meth:`cvlib.data.listed_pictures.ListedPictures.crops`.
 
     Raises: BookError for a missing list or face, another layout, a broken picture, or options at odds.
@@ -185,7 +188,8 @@ def cut(root: str, image_net: str) -> int:
 def check(root: str) -> list[tuple[str, str, int, int | None]]:
     """Return rows (subset, what is counted, number found, number in the papers), without decoding.
 
-    A list that is not there counts nothing and is not compared. Raises: BookError for another layout, or a
+    The numbers are those that the authors' code expects; a list that is not there counts nothing and is not
+    compared. Raises: BookError for another layout, or a
     listed face that is missing.
     """
     base = _base(root)

@@ -1,4 +1,7 @@
-"""ImageNet (ILSVRC 2012): photographs of a thousand synsets, and what lies where on the disk."""
+"""ImageNet (ILSVRC 2012): photographs of a thousand synsets, and what lies where on the disk.
+
+Written from descriptions of the layouts; it has not been run on the release itself.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,8 @@ def find(root: str) -> dict[str, Half]:
 
     Either as the authors' code leaves it, in data/ beside filelist.txt, one folder for each half or one for
     both; or as plain folders train/ and val/, the latter flat if validation_synset.txt lies beside it.
+    Without filelist.txt all pictures of data/ count. Their marker .ready is not looked at: :func:`check`
+    counts.
 
     Raises: BookError for another layout, a file list or a list of synsets at odds with it.
     """
@@ -157,13 +162,12 @@ def class_names(synsets: Iterable[str], folders: Sequence[Path]) -> list[str]:
     path = next((folder / _HUMAN for folder in folders if (folder / _HUMAN).is_file()), None)
     if path is None:
         return list(synsets)
-    lines = [line.partition(" ") for line in SOURCE.lines(path)]
-    words = {synset: rest.strip() for synset, _, rest in lines}
+    words = {parts[0]: " ".join(parts) for parts in map(str.split, SOURCE.lines(path)) if parts}
     names = []
     for synset in synsets:
         if synset not in words:
             raise SOURCE.error(f"{path} lacks {synset}", "a line of words for every synset")
-        names.append(f"{synset} {words[synset]}".strip())
+        names.append(words[synset])
     return names
 
 
@@ -228,6 +232,7 @@ def load(
 def check(root: str) -> list[tuple[str, str, int, int | None]]:
     """Return rows (half, what is counted, number found, number in the release or None), without decoding.
 
+    The numbers are those that the authors' code expects.
     Raises: BookError for another layout or a listed picture that is missing.
     """
     found = find(root)
