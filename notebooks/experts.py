@@ -66,7 +66,7 @@ steps = 80  # of the autoencoder; the namer takes 0.6 times as many. Paper: 631,
 batch_size = 32  # paper: 25
 image_size = 64  # paper: 128
 dim = 256  # of the latent. Paper: 128
-learning_rate = 1e-3  # paper: 4.5e-6 x batch size
+learning_rate = 5e-4  # paper: 4.5e-6 x batch size
 perceptual_weight = 0.25  # of the distance of VGG-19 beside the mean absolute error. Paper: 1, LPIPS
 disc_start = 0.5  # part of training without discriminator
 disc_weight = 0.5  # paper: 1, or 0.5 in later configurations
@@ -260,6 +260,7 @@ def autoencoder_step(
         optimizers["autoencoder"].zero_grad(set_to_none=True)
         torch.autograd.backward([x_rec, beta * kl], [g.to(x_rec.dtype), None])
         model.log_variance.grad = g_variance
+        nn.utils.clip_grad_norm_(model.parameters(), 20.0)  # several times the usual norm: a guard
         optimizers["autoencoder"].step()
         return {name: torch.as_tensor(part).detach() for name, part in parts.items()}
 
@@ -308,12 +309,16 @@ config = {
     "data": train.hash,
     "model": dict(model.config),
     "learning_rate": [learning_rate, learning_rate / 10],
+    "betas": [0.5, 0.99],
     "perceptual_weight": perceptual_weight,
     "disc_start": disc_start,
     "disc_weight": disc_weight,
     "precision": runtime.precision,
 }
-adam = {"betas": (0.5, 0.9), "weight_decay": 0.0}
+adam = {
+    "betas": (0.5, 0.99),
+    "weight_decay": 0.0,
+}  # 0.9, as in the paper, lets single batches throw the networks back
 optimizers = {
     "autoencoder": torch.optim.AdamW(rate_groups(model, learning_rate), **adam),
     "critic": torch.optim.AdamW(critic.parameters(), lr=learning_rate / 2, **adam),
