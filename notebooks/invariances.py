@@ -215,7 +215,7 @@ def open_study(
     runtime: Runtime,
     thin: int = 1,
 ) -> Study:
-    """Return the study of a network; what the experts say of the drawings is cached. ``thin`` keeps every so many."""
+    """Return the study of a network; what the experts say of the drawings is cached. ``thin`` keeps every so many concepts."""
 
     def describe(images: Tensor) -> dict[str, Tensor]:
         posterior = autoencoder.encode(images)
@@ -225,7 +225,7 @@ def open_study(
     known = {}
     for split, views in (("train", n_views), ("test", 1)):
         part = emoji_naming.load(split, image_size)
-        part = part.subset(torch.arange(0, len(part), thin)) if thin > 1 else part
+        part = part.subset((part.labels["concept"] % thin == 0).nonzero()[:, 0]) if thin > 1 else part
         nets = {"namer": namer, "autoencoder": autoencoder}
         columns = ["moments", *LAYERS[:-1]]
         known[split] = Outputs(part, columns, describe, nets, views, runtime.device)
@@ -821,21 +821,25 @@ FACTOR_COLUMNS = {
 
 @torch.no_grad()
 def pairs_of(study: Study, factor: str, n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return latents (n, dim), twice, of pictures that are alike in one factor and drawn apart in all else."""
+    """Return latents (n, dim), twice, of pictures that are alike in one factor and drawn apart in all else.
+
+    Alike in concept are drawings by two hands, the second one always of training, since a class has one hand in
+    the test; alike in hand are drawings of two concepts.
+    """
     data, chance = study.known[split].data, derived_generator(seed, "pairs", split, factor)
-    one, other = torch.randint(len(data), (2, n), generator=chance)
+    partners = study.known["train"].data if factor == "concept" else data
+    one, other = (torch.randint(len(part), (n,), generator=chance) for part in (data, partners))
     if factor in ("concept", "hand"):
-        label = data.labels[factor]
-        order = label.argsort(stable=True)  # drawings of one class side by side
-        first = torch.searchsorted(label[order], label[one])
-        count = label.bincount(minlength=int(label.max()) + 1)[label[one]]
-        other = order[first + (torch.rand(n, generator=chance) * count).long()]
-    draws = [data.draw(rows, chance, True) for rows in (one, other)]
+        rest = "hand" if factor == "concept" else "concept"
+        is_alike, is_same = (data.labels[f][one, None] == partners.labels[f] for f in (factor, rest))
+        weight = is_alike * torch.where(is_same, 1e-9, 1.0)  # in a thin study there may be no other
+        other = torch.multinomial(weight, 1, generator=chance)[:, 0]
+    draws = [part.draw(rows, chance, True) for part, rows in ((data, one), (partners, other))]
     if factor in FACTOR_COLUMNS:
         draws[1].factors[:, FACTOR_COLUMNS[factor]] = draws[0].factors[:, FACTOR_COLUMNS[factor]]
     ends = []
-    for rows, drawn in zip((one, other), draws, strict=True):
-        x = data.render(rows, drawn)["image"]
+    for part, rows, drawn in zip((data, partners), (one, other), draws, strict=True):
+        x = part.render(rows, drawn)["image"]
         parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
         ends.append(torch.cat(parts))
     return ends[0], ends[1]
@@ -913,7 +917,7 @@ semantic, _ = train_semantic(study, pairs, sizes, recipe, seed, run_dir)
 
 # %% [markdown]
 # Do alike pairs of unseen hands agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
-# block of $e$ between its two ends.
+# block of $e$ between its two ends. Where the concept is shared, the other end is by a hand of training.
 
 # %%
 with torch.no_grad():

@@ -1,0 +1,211 @@
+"""What the page "invariances" measures, attacks and edits, held against cases whose outcome is known."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge
+
+from cvlib.data import emoji
+from cvlib.nn import SemanticFlow
+from cvlib.nn.experts import Judgement, factor_targets
+from tests import tiny_study
+from tests.tiny_study import CLASSES, DIM, HANDS, gen, images
+
+SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
+
+
+@pytest.fixture(scope="module")
+def page():
+    return tiny_study.page()
+
+
+@pytest.fixture(scope="module")
+def study(page, tmp_path_factory):
+    return tiny_study.open_study(page, tiny_study.experts(), tmp_path_factory.mktemp("cache"))
+
+
+# measured
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
+def test_between_finds_the_share_of_a_random_effects_model(page, share):
+    """Two draws a group: uncorrected, an answer of pure noise would be said to lie between by half."""
+    groups = torch.randn(40_000, 1, 2, generator=gen()) * math.sqrt(share)
+    within = torch.randn(40_000, 2, 2, generator=gen(1)) * math.sqrt(1 - share)
+    found = page.between(5 + 3 * (groups + within))
+    torch.testing.assert_close(found, torch.full((2,), share), atol=0.02, rtol=0)
+
+
+def test_between_estimates_the_variance_between_without_bias_in_few_groups(page):
+    """The mean over many small experiments, 8 groups of 3 draws with 0.4 of the variance between them."""
+    groups = torch.randn(8, 1, 20_000, generator=gen()) * math.sqrt(0.4)
+    answers = groups + torch.randn(8, 3, 20_000, generator=gen(1)) * math.sqrt(0.6)
+    share, within = page.between(answers), answers.var(1).mean(0)
+    assert (share * within / (1 - share)).mean().item() == pytest.approx(0.4, abs=0.01)
+
+
+class Legible:
+    """A study whose latents are their own pictures and state concept, hand and factors openly."""
+
+    counts = {"concept": CLASSES, "hand": HANDS}  # noqa: RUF012
+
+    def __init__(self, page, n=300):
+        chance = gen()
+        self.labels = {f: torch.randint(k, (n,), generator=chance) for f, k in self.counts.items()}
+        self.factors = factor_targets(emoji.sample_factors(n, chance).tensor())
+        indicators = [F.one_hot(self.labels[field], count) for field, count in self.counts.items()]
+        self.latents = torch.cat([*indicators, self.factors], 1)
+        self.where = {"concept": slice(0, 5), "hand": slice(5, 8)}
+        self.where |= {name: slice(8 + s.start, 8 + s.stop) for name, s in page.GROUPS.items()}
+
+    def decode(self, z_bar):
+        return z_bar
+
+    def judged(self, pictures):
+        return Judgement(*pictures.split([CLASSES, HANDS, 9], dim=1))
+
+    def encode(self, name, pictures):
+        return pictures
+
+    def z(self, split, name, rows):
+        return self.latents[rows]
+
+
+@pytest.fixture(scope="module")
+def legible(page):
+    return Legible(page)
+
+
+def test_a_layer_that_knows_all_leaves_nothing_to_v(page, legible):
+    def resample(rows, n, generator):
+        return legible.latents[rows][:, None].expand(-1, n, -1)
+
+    rows = torch.arange(0, 300, 2)
+    layer = SimpleNamespace(study=legible, name="logits", resample=resample)
+    found = page.measure(layer, rows, gen(), 4)
+    z = legible.latents[rows].double().numpy()
+    z -= z.mean(0)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    other = (z * np.roll(z, 1, 0)).sum(1).mean()
+    wanted = {"v explains": 0, "concept": 1, "hand": 1, **dict.fromkeys(page.GROUPS, 1)}
+    assert found == pytest.approx(wanted | {"consistency": 1 - other}, abs=1e-4)
+
+
+def test_a_layer_that_knows_nothing_leaves_all_to_v(page, legible):
+    def resample(rows, n, generator):
+        return legible.latents[torch.randint(300, (len(rows), n), generator=generator)]
+
+    layer = SimpleNamespace(study=legible, name="logits", resample=resample)
+    found = page.measure(layer, torch.arange(300), gen(7), 6)
+    assert found["v explains"] == pytest.approx(1, abs=0.05)
+    assert found["concept"] == pytest.approx(1 / CLASSES, abs=0.05)
+    assert found["hand"] == pytest.approx(1 / HANDS, abs=0.05)
+    assert all(abs(found[group]) < 0.06 for group in page.GROUPS)
+    assert abs(found["consistency"]) < 0.05
+
+
+# an attack, seen through
+
+
+def test_an_attack_moves_every_pixel_by_at_most_epsilon_and_raises_the_cross_entropy(page, study):
+    x = images(6, seed=4) * 0.9
+    x[0] = x[0].sign()  # at the border of what a pixel can be
+    epsilon = 1e-3  # little, since a network that has not learned is far from linear
+    moved, noisy = page.attack(study, x, epsilon), page.attack(study, x, epsilon, gen(5))
+    for changed in (moved, noisy):
+        assert (changed - x).abs().max() <= epsilon + 1e-6 and changed.abs().max() <= 1
+    step = (moved - x)[1:].abs()
+    assert (step > 0.99 * epsilon).float().mean() > 0.99  # all of epsilon, wherever there is a slope
+    with torch.no_grad():
+        answer = study.namer.logits(x).argmax(1)
+        before, after, control = (
+            F.cross_entropy(study.namer.logits(y), answer, reduction="none") for y in (x, moved, noisy)
+        )
+    assert (after > before).all()
+    assert (after - before).mean() > 5 * (control - before).abs().mean()
+
+
+def test_noise_has_the_size_of_the_attack_and_no_direction(page, study):
+    x = torch.zeros(2, 3, 64, 64)
+    noisy = page.attack(study, x, 0.05, gen(1))
+    assert torch.equal(noisy.abs(), torch.full_like(noisy, 0.05))
+    assert noisy.mean().abs() < 5 * 0.05 / math.sqrt(noisy.numel())
+
+
+def test_seen_through_the_clean_picture_a_layer_shows_the_reconstruction(page, study):
+    rows = torch.tensor([3, 8])
+    pictures = study.known["test"].pictures(rows)
+    for name in ("block 4", "softmax"):
+        layer = tiny_study.random_layer(page, study, name)
+        found = page.seen_through(layer, rows, pictures)
+        torch.testing.assert_close(
+            found, study.decode(study.latents[rows]), atol=2e-3, rtol=0
+        )  # z is float16
+        other = page.seen_through(layer, rows, pictures.flip(0))
+        z = study.known["test"].column("logits" if name == "softmax" else name, rows.flip(0))
+        v_kept = layer.exchanged(layer.invariances("test", rows), z)
+        torch.testing.assert_close(other, study.decode(v_kept), atol=2e-3, rtol=0)
+        assert (found - other).abs().max() > 5e-2
+
+
+# edits
+
+
+@torch.no_grad()
+def test_an_edit_exchanges_one_block_of_the_semantic_flow(page, study):
+    torch.manual_seed(0)
+    semantic = SemanticFlow([6, 1, 1, 1, 1, 1, 1], width=16, n_blocks=2, depth=1)
+    semantic(study.known["train"].column("moments")[:, :DIM])  # its first batch
+    semantic.eval()
+    z, donor = study.latents[:4], study.latents[4:8]
+    (own, _), (other, _) = semantic(z), semantic(donor)
+    for number, factor in enumerate(SHARED, start=1):
+        found, _ = semantic(page.edited(semantic, z, donor, factor))
+        for k in range(7):
+            torch.testing.assert_close(found[k], (other if k == number else own)[k], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(page.edited(semantic, z, z, factor), z, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("factor", SHARED)
+def test_after_the_move_a_probe_reads_the_donors_value_and_no_step_is_shorter(page, study, factor):
+    part = study.known["train"]
+    if factor in study.counts:
+        y = np.eye(study.counts[factor])[part.labels[factor]]
+    else:
+        columns = {"background": slice(0, 3), "size": [5], "shift": slice(6, 8), "rotation": [8]}[factor]
+        y = factor_targets(part.column("factors"))[:, columns].numpy()
+    reader = Ridge(alpha=0.1 * 40).fit(part.column("moments")[:, :DIM].double(), y)
+    z, donor = study.latents[:5], study.latents[5:]
+    found = page.moved(study, z, donor, factor)
+    reads, of_donor, before = (reader.predict(one.double()).reshape(5, -1) for one in (found, donor, z))
+    np.testing.assert_allclose(reads, of_donor, atol=2e-4)
+    assert np.abs(before - of_donor).max() > 0.02
+    least, *_ = np.linalg.lstsq(np.atleast_2d(reader.coef_), (of_donor - before).T, rcond=1e-6)
+    np.testing.assert_allclose((found - z).numpy(), least.T, atol=1e-3, rtol=1e-2)
+
+
+def exchange(legible, z_bar, donor, name):
+    """The best of all edits: the columns of one factor, and no other."""
+    out = z_bar.clone()
+    out[:, legible.where[name]] = donor[:, legible.where[name]]
+    return out
+
+
+@pytest.mark.parametrize("factor", SHARED)
+def test_scores_of_the_best_edit_of_none_and_of_the_donor_itself(page, legible, factor):
+    rows = torch.arange(300)
+    by_chance = dict.fromkeys(SHARED, 0.0) | {"concept": 1 / CLASSES, "hand": 1 / HANDS}
+    best = page.edit_scores(legible, partial(exchange, legible), factor, rows)
+    assert best == pytest.approx((1, 1), abs=1e-5)
+    arrives, stays = page.edit_scores(legible, lambda z, donor, name: z, factor, rows)
+    assert arrives == pytest.approx(by_chance[factor], abs=0.08) and stays == pytest.approx(1, abs=1e-5)
+    arrives, stays = page.edit_scores(legible, lambda z, donor, name: donor, factor, rows)
+    others = np.mean([by_chance[name] for name in SHARED if name != factor])
+    assert arrives == pytest.approx(1, abs=1e-5) and stays == pytest.approx(others, abs=0.05)
