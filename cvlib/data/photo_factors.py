@@ -92,8 +92,8 @@ def apply_factors(canvas: Tensor, factors: Tensor, size: int) -> Tensor:
     """
     room = canvas.shape[-1] - size
     if canvas.ndim != 4 or factors.shape != (len(canvas), len(FACTORS)) or room < 0 or room % 2:
-        seen = f"canvas {tuple(canvas.shape)}, factors {tuple(factors.shape)}, size {size}"
-        raise ValueError(f"{seen}; wanted (B, 3, C, C) and (B, {len(FACTORS)}), C - size even")
+        given = f"canvas {tuple(canvas.shape)}, factors {tuple(factors.shape)}, size {size}"
+        raise ValueError(f"{given}; wanted (B, 3, C, C) and (B, {len(FACTORS)}), C - size even")
     hue, saturation, brightness = factors[:, :3].unbind(1)
     seen = _looks(canvas, factors, size)
     if (hue != 0).any() or (saturation != 1).any():
