@@ -35,12 +35,25 @@ def data() -> None:
 def check(name: str, root: str) -> None:
     """Count what ROOT holds of the data set NAME; exit 1 if it is not what the papers used.
 
-    NAME is cub200, cars196, online_products, cub200_parts, deepfashion, penn_action or pair_list. Pictures
-    are looked up, not read.
+    NAME is cub200, cars196, online_products, cub200_parts, deepfashion, penn_action, pair_list, imagenet or
+    animal_faces. Pictures are looked up, not read.
     """
     from cvlib.data.cli import check_counts
 
     check_counts(name, root)
+
+
+@data.command()
+@click.argument("root")
+@click.argument("imagenet")
+def faces(root: str, imagenet: str) -> None:
+    """Cut the pictures of AnimalFaces, listed in ROOT, out of the training pictures of IMAGENET.
+
+    Faces that lie there already are left: call it again to go on.
+    """
+    from cvlib.data.animal_faces import cut
+
+    click.echo(f"{cut(root, imagenet):,} faces cut")
 
 
 @commands.command()

@@ -44,6 +44,8 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +58,9 @@ from cvlib.data.outputs import Outputs
 from cvlib.errors import BookError
 from cvlib.nn import ConditionalFlow, MapEmbedder, SemanticFlow, VectorEmbedder
 from cvlib.nn.backbones import EfficientNetLite0
-from cvlib.nn.experts import (
-    Judgement,
-    factor_targets,
-    load_autoencoder,
-    load_judge,
-    load_namer,
-)
+from cvlib.nn.experts import Judge, Judgement, factor_targets, load_autoencoder, load_judge, load_namer
 from cvlib.nn.flow import AffineCoupling, factor_sizes
-from cvlib.nn.vae import DiagonalGaussian
+from cvlib.nn.vae import DiagonalGaussian, VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import explorer, figure, look, picture, say, show, table
 from cvlib.train import RunResult, Runtime, fit, run_folder, seed_everything, warmup_linear
@@ -131,50 +127,124 @@ def representations(net: EfficientNetLite0, images: Tensor) -> dict[str, Tensor]
     return found
 
 
-def describe(images: Tensor) -> dict[str, Tensor]:
-    """Return what is kept of images (B, 3, S, S): moments of the latent (B, 2 dim), and each representation."""
-    posterior = autoencoder.encode(images)
-    return {"moments": torch.cat([posterior.mean, posterior.log_variance], 1)} | representations(
-        namer, images
-    )
+def column_of(name: str) -> str:
+    """Return what is kept of a layer: the softmax follows from the logits."""
+    return "logits" if name == "softmax" else name
+
+
+# %% [markdown]
+# All that follows asks the same few things of the same drawings: what the experts said of them, computed once, and what the experts say of new
+# latents and pictures.
 
 
 # %%
-drawings = {split: emoji_naming.load(split, image_size) for split in ("train", "test")}
-if page.smoke:
-    drawings = {split: part.subset(torch.arange(0, len(part), 40)) for split, part in drawings.items()}
-n_classes, n_hands = (len(drawings["train"].label_names[field]) for field in ("concept", "hand"))
-nets = {"namer": namer, "autoencoder": autoencoder}
-columns = ["moments", *LAYERS[:-1]]  # the softmax follows from the logits
-views = {"train": n_views, "test": 1}
-known = {
-    split: Outputs(part, columns, describe, nets, views[split], runtime.device)
-    for split, part in drawings.items()
-}
+@dataclass(frozen=True)
+class Study:
+    """A network under examination, the autoencoder, the judge, and what the first two said of the drawings."""
+
+    namer: EfficientNetLite0
+    autoencoder: VectorAutoencoder
+    judge: Judge
+    known: dict[str, Outputs]  # "train" and "test"
+    runtime: Runtime
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """z̄ of every test drawing (N, dim): the mean of q."""
+        return DiagonalGaussian(self.known["test"].column("moments")).mean
+
+    @cached_property
+    def labels(self) -> dict[str, Tensor]:
+        """Concept and hand of every test drawing (N,)."""
+        return {field: self.known["test"].labels[field] for field in ("concept", "hand")}
+
+    @cached_property
+    def factors(self) -> Tensor:
+        """Targets of the factors of every test drawing (N, 9)."""
+        return factor_targets(self.known["test"].column("factors"))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of concepts and of hands."""
+        return {field: len(self.known["train"].label_names[field]) for field in ("concept", "hand")}
+
+    @property
+    def fitted(self) -> Tensor:
+        """Training rows with one view of each drawing, for probes."""
+        return torch.arange(len(self.known["train"].data))
+
+    def z(self, split: str, name: str, rows: Tensor | None = None) -> Tensor:
+        """Return the representations (N, ...) of a layer, of ``rows`` of a split."""
+        found = self.known[split].column(column_of(name), rows)
+        return found.softmax(1) if name == "softmax" else found
+
+    def batch(self, split: str, name: str, rows: Tensor) -> dict[str, Tensor]:
+        """Return moments and the column of a layer for ``rows`` of a split, on the device."""
+        return self.known[split].only("moments", column_of(name)).render(rows, None, self.runtime.device)
+
+    @torch.no_grad()
+    def decode(self, z_bar: Tensor) -> Tensor:
+        """Return pictures (N, 3, S, S) in [-1, 1] of latents (N, dim), on the CPU."""
+        parts = [self.autoencoder.decode(z.to(self.runtime.device)).float().cpu() for z in z_bar.split(256)]
+        return torch.cat(parts).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode(self, name: str, pictures: Tensor) -> Tensor:
+        """Return what a layer is made from (N, ...), anew, of pictures (N, 3, S, S), on the CPU."""
+        parts = [
+            representations(self.namer, x.to(self.runtime.device))[column_of(name)].float().cpu()
+            for x in pictures.split(128)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def judged(self, pictures: Tensor) -> Judgement:
+        """Return what the judge says of pictures (N, 3, S, S), on the CPU."""
+        said = [self.judge(x.to(self.runtime.device)) for x in pictures.split(256)]
+        return Judgement(
+            *(torch.cat([a.float().cpu() for a in answers]) for answers in zip(*said, strict=True))
+        )
+
+
+def open_study(
+    namer: EfficientNetLite0,
+    autoencoder: VectorAutoencoder,
+    judge: Judge,
+    image_size: int,
+    n_views: int,
+    runtime: Runtime,
+    thin: int = 1,
+) -> Study:
+    """Return the study of a network; what the experts say of the drawings is cached. ``thin`` keeps every so many."""
+
+    def describe(images: Tensor) -> dict[str, Tensor]:
+        posterior = autoencoder.encode(images)
+        moments = torch.cat([posterior.mean, posterior.log_variance], 1)
+        return {"moments": moments} | representations(namer, images)
+
+    known = {}
+    for split, views in (("train", n_views), ("test", 1)):
+        part = emoji_naming.load(split, image_size)
+        part = part.subset(torch.arange(0, len(part), thin)) if thin > 1 else part
+        nets = {"namer": namer, "autoencoder": autoencoder}
+        columns = ["moments", *LAYERS[:-1]]
+        known[split] = Outputs(part, columns, describe, nets, views, runtime.device)
+    return Study(namer, autoencoder, judge, known, runtime)
+
+
+study = open_study(namer, autoencoder, judge, image_size, n_views, runtime, thin=40 if page.smoke else 1)
+n_test = len(study.known["test"])
 table(
-    [[name, " × ".join(map(str, known["test"].shapes.get(name, (n_classes,))))] for name in LAYERS],
+    [[name, " × ".join(map(str, study.z("test", name, torch.arange(1)).shape[1:]))] for name in LAYERS],
     header=["layer", "shape of z"],
 )
 
 # %%
-sample = torch.linspace(0, len(known["test"]) - 1, min(8, len(known["test"]))).long()
-shown = known["test"].pictures(sample)
-posterior = DiagonalGaussian(known["test"].column("moments"))
-latents = posterior.mean  # z̄ of every test drawing
-test_labels = {field: drawings["test"].labels[field] for field in ("concept", "hand")}
-test_factors = factor_targets(known["test"].column("factors"))
-
-
-@torch.no_grad()
-def decode(z_bar: Tensor, batch: int = 256) -> Tensor:
-    """Return pictures (N, 3, S, S) in [-1, 1] of latents (N, dim), on the CPU."""
-    parts = [autoencoder.decode(z.to(runtime.device)).float().cpu().clamp(-1, 1) for z in z_bar.split(batch)]
-    return torch.cat(parts)
-
-
+sample = torch.linspace(0, n_test - 1, min(8, n_test)).long()
+shown = study.known["test"].pictures(sample)
 picture(
     shown,
-    decode(latents[sample]),
+    study.decode(study.latents[sample]),
     columns=8,
     rows=["test drawing", "D(E(x))"],
     alt="Eight test drawings and their reconstructions by the autoencoder.",
@@ -226,34 +296,26 @@ def explained(said: Tensor, truth: Tensor) -> dict[str, float]:
     return {name: r2[columns].mean().item() for name, columns in GROUPS.items()}
 
 
-def probe(x: Tensor, x_test: Tensor, rows: Tensor) -> dict[str, float]:
-    """Return what a linear probe reads from x (N, ...) of the training rows on test: part right, or R²."""
+def probe(study: Study, x: Tensor, x_test: Tensor) -> dict[str, float]:
+    """Return what a linear probe reads from x (N, ...) of ``study.fitted`` on test: part right, or R²."""
     a, b = standardised(x), standardised(x_test, x)
-    part = known["train"]
-    factors = factor_targets(part.column("factors", rows))
-    found = explained(ridge(a, factors)(b), test_factors)
-    for field, count in (("concept", n_classes), ("hand", n_hands)):
-        indicators = F.one_hot(part.labels[field][rows], count).float()
-        right = ridge(a, indicators)(b).argmax(1) == test_labels[field]
-        found[field] = right.float().mean().item()
+    part, rows = study.known["train"], study.fitted
+    found = explained(ridge(a, factor_targets(part.column("factors", rows)))(b), study.factors)
+    for field, count in study.counts.items():
+        said = ridge(a, F.one_hot(part.labels[field][rows], count).float())(b)
+        found[field] = right(said, study.labels[field])
     return found
 
 
-def of_layer(part: Outputs, name: str, rows: Tensor | None = None) -> Tensor:
-    """Return z of a layer (N, ...), float32."""
-    if name == "softmax":
-        return part.column("logits", rows).softmax(1)
-    return part.column(name, rows)
+def right(logits: Tensor, labels: Tensor) -> float:
+    """Return how often the highest logit (N, classes) is at the label (N,)."""
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
-fitted = torch.arange(min(len(known["train"]), len(drawings["train"])))  # one view of each drawing
-read = {
-    name: probe(of_layer(known["train"], name, fitted), of_layer(known["test"], name), fitted)
-    for name in LAYERS
-}
+read = {name: probe(study, study.z("train", name, study.fitted), study.z("test", name)) for name in LAYERS}
 chance = {
-    "concept": 1 / n_classes,
-    "hand": test_labels["hand"].bincount().max().item() / len(drawings["test"]),
+    "concept": 1 / study.counts["concept"],
+    "hand": study.labels["hand"].bincount().max().item() / n_test,
 }
 table(
     [[name, *(values[field] for field in ASKED)] for name, values in read.items()],
@@ -297,25 +359,6 @@ print(
 
 
 # %%
-@dataclass
-class Condition:
-    """z of a layer as the flow takes it: scaled to mean 0 and variance 1 over all its entries."""
-
-    name: str
-    mean: float
-    std: float
-
-    def of(self, columns: dict[str, Tensor]) -> Tensor:
-        """Return the condition (B, ...) from the columns of a batch."""
-        z = columns["logits"].softmax(1) if self.name == "softmax" else columns[self.name]
-        return (z - self.mean) / self.std
-
-
-def column_of(name: str) -> str:
-    """Return the cached column that a layer is made from."""
-    return "logits" if name == "softmax" else name
-
-
 def build_flow(
     dim: int, shape: tuple[int, ...], n_blocks: int, width: int, depth: int, dim_h: int = 128
 ) -> ConditionalFlow:
@@ -329,79 +372,134 @@ def build_flow(
     return ConditionalFlow(dim, width, depth, n_blocks, embedder)
 
 
+@dataclass(frozen=True)
+class LayerFlow:
+    """The flow of one layer, with the scale of the representations that it is conditioned on."""
+
+    study: Study
+    name: str
+    flow: ConditionalFlow
+    mean: float  # of z, over all its entries
+    std: float
+
+    def condition(self, columns: dict[str, Tensor]) -> Tensor:
+        """Return z (B, ...) as the flow takes it, from the columns of a batch."""
+        z = columns[column_of(self.name)]
+        return ((z.softmax(1) if self.name == "softmax" else z) - self.mean) / self.std
+
+    @torch.no_grad()
+    def nll(self) -> float:
+        """Return the NLL of the latents of the test drawings given z, in nats per dimension."""
+        found = []
+        for rows in torch.arange(len(self.study.known["test"])).split(256):
+            batch = self.study.batch("test", self.name, rows)
+            found.append(self.flow.nll(DiagonalGaussian(batch["moments"]).mean, self.condition(batch)).cpu())
+        return torch.cat(found).mean().item() / self.flow.dim
+
+    @torch.no_grad()
+    def invariances(self, split: str, rows: Tensor) -> Tensor:
+        """Return v = t(z̄ | z) (N, dim) of rows of a split."""
+        found = []
+        for some in rows.split(256):
+            batch = self.study.batch(split, self.name, some)
+            found.append(self.flow(DiagonalGaussian(batch["moments"]).mean, self.condition(batch))[0].cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def resample(self, rows: Tensor, n: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        """Return n latents (B, n, dim) for each test row (B,), with its representation and v drawn anew."""
+        found = []
+        for some in rows.split(64):
+            cond = self.flow.project(self.condition(self.study.batch("test", self.name, some)))
+            again = cond[torch.arange(len(some), device=self.study.runtime.device).repeat_interleave(n)]
+            z_bar = self.flow.sample(again, generator=generator, temperature=temperature)
+            found.append(z_bar.view(len(some), n, -1).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def exchanged(self, v: Tensor, z: Tensor) -> Tensor:
+        """Return the latents (B, dim) with v (B, dim) and what the layer is made from, z (B, ...)."""
+        columns = {column_of(self.name): z.to(self.study.runtime.device)}
+        return self.flow.inverse(v.to(self.study.runtime.device), self.condition(columns)).cpu()
+
+
+# %% [markdown]
+# Training is one line of likelihood. The latents are drawn from the encoder's posterior, so that no two passes are the same.
+
+
+# %%
 def flow_step(
-    flow: ConditionalFlow, condition: Condition, optimizer: torch.optim.Optimizer
+    layer: LayerFlow, optimizer: torch.optim.Optimizer
 ) -> Callable[[dict[str, Tensor], int], dict[str, Tensor]]:
     """Return ``step(batch, t) -> parts``: one step down the NLL of z̄ ~ q(z̄|x) given z, in nats per dimension."""
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         z_bar = DiagonalGaussian(batch["moments"]).sample(derived_generator(t, "posterior"))
-        v, log_det = flow(z_bar, condition.of(batch))
+        v, log_det = layer.flow(z_bar, layer.condition(batch))
         half = v.square().sum(1).mean() / 2
-        loss = (half - log_det.mean()) / flow.dim
+        loss = (half - log_det.mean()) / layer.flow.dim
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(layer.flow.parameters(), 10.0)
         optimizer.step()
-        return {"loss": loss.detach(), "v²/2": half.detach() / flow.dim}
+        return {"loss": loss.detach(), "v²/2": half.detach() / layer.flow.dim}
 
     return step
 
 
-@torch.no_grad()
-def test_nll(flow: ConditionalFlow, condition: Condition) -> float:
-    """Return the NLL of the latents of the test drawings given z, in nats per dimension."""
-    found = []
-    for rows in torch.arange(len(known["test"])).split(256):
-        part = known["test"].only("moments", column_of(condition.name)).render(rows, None, runtime.device)
-        mean = DiagonalGaussian(part["moments"]).mean
-        found.append(flow.nll(mean, condition.of(part)).cpu())
-    return torch.cat(found).mean().item() / flow.dim
+@dataclass(frozen=True)
+class Recipe:
+    """How a flow is built and trained."""
+
+    steps: int = 3000
+    batch_size: int = 128
+    n_blocks: int = 12
+    width: int = 128
+    depth: int = 2
+    learning_rate: float = 1e-3
 
 
-def train_flow(name: str) -> tuple[ConditionalFlow, Condition, RunResult]:
-    """Return the flow of one layer, its condition and its run; a finished run is recognised."""
+def train_flow(
+    study: Study, name: str, recipe: Recipe, seed: int, root: str, **options: Any
+) -> tuple[LayerFlow, RunResult]:
+    """Return the flow of one layer and its run; a finished run is recognised. ``options`` go to ``fit``."""
     seed_everything(seed)
-    z = of_layer(known["train"], name, fitted)
-    condition = Condition(name, z.mean().item(), z.std().item())
-    flow = runtime.prepare(build_flow(dim, tuple(z.shape[1:]), n_blocks, width, depth))
-    config = {
-        "layer": name,
-        "seed": seed,
-        "steps": steps,
-        "batch_size": batch_size,
-        "data": known["train"].hash,
-        "flow": [n_blocks, width, depth],
-        "learning_rate": learning_rate,
-    }
-    optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+    z, runtime = study.z("train", name, study.fitted), study.runtime
+    flow = build_flow(study.latents.shape[1], tuple(z.shape[1:]), recipe.n_blocks, recipe.width, recipe.depth)
+    layer = LayerFlow(study, name, runtime.prepare(flow), z.mean().item(), z.std().item())
+    config = {"layer": name, "seed": seed, "data": study.known["train"].hash, **vars(recipe)}
+    optimizer = torch.optim.Adam(layer.flow.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
+    source = study.known["train"].only("moments", column_of(name))
     run = fit(
-        run_folder(run_dir, name.replace(" ", "-"), config),
+        run_folder(root, name.replace(" ", "-"), config),
         config=config,
-        modules={"flow": flow},
+        modules={"flow": layer.flow},
         optimizers={"flow": optimizer},
-        batches=known["train"]
-        .only("moments", column_of(name))
-        .batches(batch_size, seed=seed, device=runtime.device),
-        step=flow_step(flow, condition, optimizer),
-        steps=steps,
+        batches=source.batches(recipe.batch_size, seed=seed, device=runtime.device),
+        step=flow_step(layer, optimizer),
+        steps=recipe.steps,
         runtime=runtime,
-        schedules={"flow": warmup_linear(max(1, steps // 20), steps)},
-        evaluate=lambda done: {"nll": test_nll(flow, condition)},
+        schedules={"flow": warmup_linear(max(1, recipe.steps // 20), recipe.steps)},
+        evaluate=lambda done: {"nll": layer.nll()},
+        **options,
     )
-    return flow, condition, run
+    return layer, run
 
+
+recipe = Recipe(steps, batch_size, n_blocks, width, depth, learning_rate)
 
 # %%
 unknown = sorted(set(layers) - set(LAYERS))
 if unknown:
     raise BookError(f"layers {', '.join(unknown)}", f"some of {', '.join(LAYERS)}")
 chosen = [name for name in LAYERS if name in layers]  # in the order of the network
-flows = {name: train_flow(name) for name in chosen}
+flows, runs = {}, {}
+for name in chosen:
+    flows[name], runs[name] = train_flow(study, name, recipe, seed, run_dir)
 
 # %%
 fig, ax = figure(width="half")
-for k, (name, (_, _, run)) in enumerate(flows.items()):
+for k, (name, run) in enumerate(runs.items()):
     rows = [row for row in run.history if "eval/nll" in row]
     ax.plot(
         [row["step"] for row in rows],
@@ -426,23 +524,15 @@ show(
 
 
 # %%
-@torch.no_grad()
-def resample(name: str, rows: Tensor, n: int, word: str = "resample") -> Tensor:
-    """Return n latents (B, n, dim) for each test row (B,), with the representation of layer ``name`` kept."""
-    flow, condition, _ = flows[name]
-    generator = derived_generator(seed, word, name)
-    found = []
-    for part in rows.split(64):
-        batch = known["test"].only(column_of(name)).render(part, None, runtime.device)
-        cond = flow.project(condition.of(batch))
-        again = cond[torch.arange(len(part), device=runtime.device).repeat_interleave(n)]
-        found.append(flow.sample(again, generator=generator).view(len(part), n, dim).cpu())
-    return torch.cat(found)
+def drawn_for(name: str, rows: Tensor, n: int, word: str) -> Tensor:
+    """Return n latents (B, n, dim) of a layer for each test row, always the same for a word."""
+    return flows[name].resample(rows, n, derived_generator(seed, word, name))
 
 
 n_drawn = 7
 strips = {
-    name: decode(resample(name, sample, n_drawn).flatten(0, 1)).unflatten(0, (-1, n_drawn)) for name in chosen
+    name: study.decode(drawn_for(name, sample, n_drawn, "strips").flatten(0, 1)).unflatten(0, (-1, n_drawn))
+    for name in chosen
 }
 picture(
     *(torch.cat([shown[:1], strips[name][0]]) for name in chosen),
@@ -477,18 +567,11 @@ explorer(
 
 
 # %%
-@torch.no_grad()
-def swap(name: str, v_from: Tensor, z_from: Tensor) -> Tensor:
-    """Return latents (B, dim) with v of the test rows ``v_from`` and the representation of ``z_from``."""
-    flow, condition, _ = flows[name]
-    part = known["test"].only("moments", column_of(name))
-    one, other = (part.render(rows, None, runtime.device) for rows in (v_from, z_from))
-    v, _ = flow(DiagonalGaussian(one["moments"]).mean, condition.of(one))
-    return flow.inverse(v, condition.of(other)).cpu()
-
-
 last = chosen[-1]
-mixed = [decode(swap(last, sample[k].expand(len(sample)), sample)) for k in range(min(4, len(sample)))]
+mixed = []
+for k in range(min(4, len(sample))):
+    v = flows[last].invariances("test", sample[k : k + 1]).expand(len(sample), -1)
+    mixed.append(study.decode(flows[last].exchanged(v, study.known["test"].column(column_of(last), sample))))
 picture(
     shown,
     *mixed,
@@ -508,20 +591,6 @@ picture(
 
 
 # %%
-@torch.no_grad()
-def judged(pictures: Tensor, batch: int = 256) -> Judgement:
-    """Return what the judge says of pictures (N, 3, S, S), on the CPU."""
-    said = [judge(x.to(runtime.device)) for x in pictures.split(batch)]
-    return Judgement(
-        *(torch.cat([answer.float().cpu() for answer in answers]) for answers in zip(*said, strict=True))
-    )
-
-
-def right(logits: Tensor, labels: Tensor) -> float:
-    """Return how often the highest logit (N, classes) is at the label (N,)."""
-    return (logits.argmax(1) == labels).float().mean().item()
-
-
 def between(answers: Tensor) -> Tensor:
     """Return the part of the variance of answers (B, n, K) that lies between the B groups, (K,), without bias.
 
@@ -532,26 +601,18 @@ def between(answers: Tensor) -> Tensor:
     return spread / (spread + within)
 
 
-@torch.no_grad()
-def encoded_again(name: str, pictures: Tensor, batch: int = 128) -> Tensor:
-    """Return z of a layer (N, D) of pictures (N, 3, S, S)."""
-    found = []
-    for x in pictures.split(batch):
-        z = representations(namer, x.to(runtime.device))[column_of(name)]
-        found.append((z.softmax(1) if name == "softmax" else z).flatten(1).float().cpu())
-    return torch.cat(found)
-
-
-def measure(name: str, rows: Tensor, n: int = 4) -> dict[str, float]:
+def measure(layer: LayerFlow, rows: Tensor, generator: torch.Generator, n: int = 4) -> dict[str, float]:
     """Return what n resampled pictures of each test row (B,) say about a layer."""
-    drawn = resample(name, rows, n, "measure")
-    pictures = decode(drawn.flatten(0, 1))
-    said = judged(pictures)
-    labels = {field: values[rows].repeat_interleave(n) for field, values in test_labels.items()}
-    within = drawn.var(1).sum(1).mean() / latents.var(0).sum()
+    study = layer.study
+    drawn = layer.resample(rows, n, generator)
+    pictures = study.decode(drawn.flatten(0, 1))
+    said = study.judged(pictures)
+    labels = {field: values[rows].repeat_interleave(n) for field, values in study.labels.items()}
+    within = drawn.var(1).sum(1).mean() / study.latents.var(0).sum()
     spread = between(said.factors.unflatten(0, (-1, n)))
-    z = of_layer(known["test"], name, rows).flatten(1).repeat_interleave(n, 0)
-    again = encoded_again(name, pictures)
+    z = study.z("test", layer.name, rows).flatten(1).repeat_interleave(n, 0)
+    again = study.encode(layer.name, pictures)
+    again = (again.softmax(1) if layer.name == "softmax" else again).flatten(1)
     middle = z.mean(0)  # maps behind a ReLU all point one way
     own, other = (F.cosine_similarity(again - middle, to - middle).mean().item() for to in (z, z.roll(n, 0)))
     return {
@@ -563,15 +624,16 @@ def measure(name: str, rows: Tensor, n: int = 4) -> dict[str, float]:
     }
 
 
-measured_rows = torch.linspace(
-    0, len(known["test"]) - 1, min(256 if is_trained else 64, len(known["test"]))
-).long()
-found = {name: measure(name, measured_rows) for name in chosen}
-ceiling = judged(decode(latents[measured_rows]))
+measured_rows = torch.linspace(0, n_test - 1, min(256 if is_trained else 64, n_test)).long()
+found = {
+    name: measure(layer, measured_rows, derived_generator(seed, "measure", name))
+    for name, layer in flows.items()
+}
+ceiling = study.judged(study.decode(study.latents[measured_rows]))
 ceilings = {
-    "concept": right(ceiling.concept, test_labels["concept"][measured_rows]),
-    "hand": right(ceiling.hand, test_labels["hand"][measured_rows]),
-    **explained(ceiling.factors, test_factors[measured_rows]),
+    "concept": right(ceiling.concept, study.labels["concept"][measured_rows]),
+    "hand": right(ceiling.hand, study.labels["hand"][measured_rows]),
+    **explained(ceiling.factors, study.factors[measured_rows]),
 }
 table(
     [
@@ -611,23 +673,13 @@ show(
 
 
 # %%
-@torch.no_grad()
-def split_off(name: str, part: Outputs, rows: Tensor) -> Tensor:
-    """Return v (N, dim) of rows of a part: t(mean of q | z)."""
-    flow, condition, _ = flows[name]
-    found = []
-    for some in rows.split(256):
-        batch = part.only("moments", column_of(name)).render(some, None, runtime.device)
-        found.append(flow(DiagonalGaussian(batch["moments"]).mean, condition.of(batch))[0].cpu())
-    return torch.cat(found)
-
-
-everyone = torch.arange(len(known["test"]))
+everyone = torch.arange(n_test)
 of_v = {
-    name: probe(split_off(name, known["train"], fitted), split_off(name, known["test"], everyone), fitted)
-    for name in chosen
+    name: probe(study, layer.invariances("train", study.fitted), layer.invariances("test", everyone))
+    for name, layer in flows.items()
 }
-of_latent = probe(DiagonalGaussian(known["train"].column("moments", fitted)).mean, latents, fitted)
+train_latents = DiagonalGaussian(study.known["train"].column("moments", study.fitted)).mean
+of_latent = probe(study, train_latents, study.latents)
 table(
     [
         ["$\\bar z$", *(of_latent[field] for field in ASKED)],
@@ -646,7 +698,7 @@ table(
 # and beside it the picture of the mean latent, from the same layer.
 
 # %%
-means = {name: decode(resample(name, sample, 32, "mean").mean(1)) for name in chosen}
+means = {name: study.decode(drawn_for(name, sample, 32, "mean").mean(1)) for name in chosen}
 picture(
     shown,
     *(rows for name in chosen for rows in (torch.stack([strip[0] for strip in strips[name]]), means[name])),
@@ -665,7 +717,7 @@ picture(
 
 
 # %%
-def attack(images: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
+def attack(study: Study, images: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
     """Return images (B, 3, S, S) in [-1, 1], moved by ε sign(∇ CE) against the namer's own answer.
 
     With a ``generator``, by ε in random directions: the control. Source: Goodfellow et al. 2015 (FGSM), as in
@@ -674,43 +726,35 @@ def attack(images: Tensor, epsilon: float, generator: torch.Generator | None = N
     if generator is not None:
         sign = torch.randn(images.shape, generator=generator).sign()
     else:
-        x = images.to(runtime.device).requires_grad_()
-        logits = namer.logits(x)
+        x = images.to(study.runtime.device).requires_grad_()
+        logits = study.namer.logits(x)
         (slope,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1), reduction="sum"), x)
         sign = slope.sign().cpu()
     return (images + epsilon * sign).clamp(-1, 1)
 
 
-@torch.no_grad()
-def seen_through(name: str, rows: Tensor, images: Tensor) -> Tensor:
-    """Return pictures of latents with v of the test rows (B,) and the representation of ``images`` (B, 3, S, S)."""
-    flow, condition, _ = flows[name]
-    part = known["test"].only("moments", column_of(name)).render(rows, None, runtime.device)
-    v, _ = flow(DiagonalGaussian(part["moments"]).mean, condition.of(part))
-    z = torch.cat([representations(namer, x.to(runtime.device))[column_of(name)] for x in images.split(128)])
-    return decode(flow.inverse(v, condition.of({column_of(name): z})).cpu())
+def seen_through(layer: LayerFlow, rows: Tensor, images: Tensor) -> Tensor:
+    """Return pictures with v of the test rows (B,) and the representation of ``images`` (B, 3, S, S)."""
+    v = layer.invariances("test", rows)
+    return layer.study.decode(layer.exchanged(v, layer.study.encode(layer.name, images)))
 
 
 EPSILON = 0.06  # of 2, the range of a pixel. Paper: 0.02
-with torch.no_grad():
-    answer = known["test"].column("logits", measured_rows).argmax(1)
-    named_right = measured_rows[answer == test_labels["concept"][measured_rows]]
+answer = study.z("test", "logits", measured_rows).argmax(1)
+named_right = measured_rows[answer == study.labels["concept"][measured_rows]]
 attacked_rows = (
     named_right if len(named_right) >= 8 else measured_rows
 )  # an untrained namer is right too seldom
-clean = known["test"].pictures(attacked_rows)
+clean = study.known["test"].pictures(attacked_rows)
+truth = study.labels["concept"][attacked_rows]
 spoiled = {
-    "attack": attack(clean, EPSILON),
-    "noise": attack(clean, EPSILON, derived_generator(seed, "noise")),
+    "attack": attack(study, clean, EPSILON),
+    "noise": attack(study, clean, EPSILON, derived_generator(seed, "noise")),
 }
-with torch.no_grad():
-    said_by_namer = {
-        name: torch.cat([namer.logits(x.to(runtime.device)).cpu() for x in images.split(128)]).argmax(1)
-        for name, images in spoiled.items()
-    }
-fooled = said_by_namer["attack"] != test_labels["concept"][attacked_rows]
+said_by_namer = {how: study.encode("logits", images).argmax(1) for how, images in spoiled.items()}
+fooled = said_by_namer["attack"] != truth
 through = {
-    (name, how): seen_through(name, attacked_rows, images)
+    (name, how): seen_through(flows[name], attacked_rows, images)
     for name in chosen
     for how, images in spoiled.items()
 }
@@ -719,7 +763,7 @@ wrong_class = said_by_namer["attack"]
 
 def seen_as(pictures: Tensor, labels: Tensor) -> float | None:
     """Return how often the judge sees ``labels`` (N,) in pictures, of the drawings whose attack succeeded."""
-    return right(judged(pictures).concept[fooled], labels[fooled]) if fooled.any() else None
+    return right(study.judged(pictures).concept[fooled], labels[fooled]) if fooled.any() else None
 
 
 table(
@@ -727,7 +771,7 @@ table(
         [
             name,
             how,
-            seen_as(through[name, how], test_labels["concept"][attacked_rows]),
+            seen_as(through[name, how], truth),
             seen_as(through[name, how], wrong_class),
         ]
         for name in chosen
@@ -750,7 +794,7 @@ picture(
 )
 say(
     f"The attack changes the answer for {fooled.float().mean():.0%} of {len(attacked_rows)} drawings that were named rightly, noise of the same size for "
-    f"{(said_by_namer['noise'] != test_labels['concept'][attacked_rows]).float().mean():.0%}."
+    f"{(said_by_namer['noise'] != truth).float().mean():.0%}."
 )
 
 # %% [markdown]
@@ -776,9 +820,9 @@ FACTOR_COLUMNS = {
 
 
 @torch.no_grad()
-def pairs_of(factor: str, n: int, split: str, word: str) -> tuple[Tensor, Tensor]:
+def pairs_of(study: Study, factor: str, n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
     """Return latents (n, dim), twice, of pictures that are alike in one factor and drawn apart in all else."""
-    data, chance = drawings[split], derived_generator(seed, "pairs", word, factor)
+    data, chance = study.known[split].data, derived_generator(seed, "pairs", split, factor)
     one, other = torch.randint(len(data), (2, n), generator=chance)
     if factor in ("concept", "hand"):
         label = data.labels[factor]
@@ -792,12 +836,13 @@ def pairs_of(factor: str, n: int, split: str, word: str) -> tuple[Tensor, Tensor
     ends = []
     for rows, drawn in zip((one, other), draws, strict=True):
         x = data.render(rows, drawn)["image"]
-        ends.append(torch.cat([autoencoder.encode(b.to(runtime.device)).mean.cpu() for b in x.split(128)]))
+        parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
+        ends.append(torch.cat(parts))
     return ends[0], ends[1]
 
 
 n_pairs = 16 if page.smoke else 4096 if is_trained else 256
-pairs = {factor: pairs_of(factor, n_pairs, "train", "train") for factor in SHARED}
+pairs = {factor: pairs_of(study, factor, n_pairs, "train", seed) for factor in SHARED}
 sizes = factor_sizes([pairs[factor] for factor in SHARED]) if not page.smoke else [dim - 60, *[10] * 6]
 table(
     [["what is left", sizes[0]], *([factor, size] for factor, size in zip(SHARED, sizes[1:], strict=True))],
@@ -823,45 +868,48 @@ class PairBatches:
         return {"a": self.ends[0][rows], "b": self.ends[1][rows], "factor": self.factor[rows]}
 
 
-def train_semantic() -> SemanticFlow:
-    """Return e, trained on the pairs; a finished run is recognised."""
+def train_semantic(
+    study: Study,
+    pairs: dict[str, tuple[Tensor, Tensor]],
+    sizes: list[int],
+    recipe: Recipe,
+    seed: int,
+    root: str,
+) -> tuple[SemanticFlow, RunResult]:
+    """Return e and its run, trained on pairs that share a factor each; a finished run is recognised."""
     seed_everything(seed)
-    flow = runtime.prepare(SemanticFlow(sizes, width=width, n_blocks=n_blocks, depth=depth))
-    optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+    runtime = study.runtime
+    flow = SemanticFlow(sizes, width=recipe.width, n_blocks=recipe.n_blocks, depth=recipe.depth)
+    flow = runtime.prepare(flow)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         a, b, factor = (batch[name].to(runtime.device) for name in ("a", "b", "factor"))
-        loss = flow.pair_loss(a, b, factor, sigma_ab=0.9).mean() / (2 * dim)
+        loss = flow.pair_loss(a, b, factor, sigma_ab=0.9).mean() / (2 * sum(sizes))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
         optimizer.step()
         return {"loss": loss.detach()}
 
-    config = {
-        "layer": "semantic",
-        "seed": seed,
-        "steps": steps,
-        "batch_size": batch_size,
-        "data": [known["train"].hash, n_pairs, *SHARED],
-        "flow": [n_blocks, width, depth, *sizes],
-        "learning_rate": learning_rate,
-    }
-    fit(
-        run_folder(run_dir, "semantic", config),
+    shared = {factor: len(ends[0]) for factor, ends in pairs.items()}
+    config = {"layer": "semantic", "seed": seed, "data": study.known["train"].hash, **vars(recipe)}
+    config |= {"pairs": shared, "sizes": sizes}
+    run = fit(
+        run_folder(root, "semantic", config),
         config=config,
         modules={"flow": flow},
         optimizers={"flow": optimizer},
-        batches=PairBatches(pairs, batch_size // 2, seed),
+        batches=PairBatches(pairs, recipe.batch_size // 2, seed),
         step=step,
-        steps=steps,
+        steps=recipe.steps,
         runtime=runtime,
-        schedules={"flow": warmup_linear(max(1, steps // 20), steps)},
+        schedules={"flow": warmup_linear(max(1, recipe.steps // 20), recipe.steps)},
     )
-    return flow
+    return flow, run
 
 
-semantic = train_semantic()
+semantic, _ = train_semantic(study, pairs, sizes, recipe, seed, run_dir)
 
 # %% [markdown]
 # Do alike pairs of unseen hands agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
@@ -869,7 +917,7 @@ semantic = train_semantic()
 
 # %%
 with torch.no_grad():
-    unseen = {factor: pairs_of(factor, 32 if page.smoke else 512, "test", "test") for factor in SHARED}
+    unseen = {factor: pairs_of(study, factor, 32 if page.smoke else 512, "test", seed) for factor in SHARED}
     agreement = []
     for factor in SHARED:
         (ends_a, _), (ends_b, _) = (semantic(x.to(runtime.device)) for x in unseen[factor])
@@ -890,10 +938,10 @@ table(
 
 # %%
 @torch.no_grad()
-def edited(z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
+def edited(semantic: SemanticFlow, z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
     """Return latents (B, dim) that have one factor of ``donor`` (B, dim), all else of ``z_bar`` (B, dim)."""
-    own, _ = semantic(z_bar.to(runtime.device))
-    other, _ = semantic(donor.to(runtime.device))
+    device = next(semantic.parameters()).device
+    (own, _), (other, _) = semantic(z_bar.to(device)), semantic(donor.to(device))
     place = 1 + SHARED.index(factor)
     mixed = [other[k] if k == place else e for k, e in enumerate(own)]
     return semantic.inverse(mixed).cpu()
@@ -903,7 +951,10 @@ donors = sample.roll(1)
 picture(
     shown,
     shown.roll(1, 0),
-    *(decode(edited(latents[sample], latents[donors], factor)) for factor in SHARED),
+    *(
+        study.decode(edited(semantic, study.latents[sample], study.latents[donors], factor))
+        for factor in SHARED
+    ),
     columns=8,
     rows=["drawing", "donor", *(f"{factor} of the donor" for factor in SHARED)],
     alt="Eight drawings, eight donors, and six rows in which one factor of the donor was given to the drawing.",
@@ -917,36 +968,36 @@ picture(
 
 
 # %%
-def moved(z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
+def moved(study: Study, z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
     """Return latents moved by the least step after which a linear probe reads the donor's factor from them."""
-    x = DiagonalGaussian(known["train"].column("moments", fitted)).mean
+    part, rows = study.known["train"], study.fitted
     if factor in GROUPS:
-        y = factor_targets(known["train"].column("factors", fitted))[:, GROUPS[factor]]
+        y = factor_targets(part.column("factors", rows))[:, GROUPS[factor]]
     else:
-        y = F.one_hot(
-            known["train"].labels[factor][fitted], n_classes if factor == "concept" else n_hands
-        ).float()
-    says = ridge(x, y)
-    zero = torch.zeros(1, dim)
-    weight = (says(torch.eye(dim)) - says(zero)).double()  # (dim, K)
+        y = F.one_hot(part.labels[factor][rows], study.counts[factor]).float()
+    says = ridge(DiagonalGaussian(part.column("moments", rows)).mean, y)
+    dim = z_bar.shape[1]
+    weight = (says(torch.eye(dim)) - says(torch.zeros(1, dim))).double()  # (dim, K)
     change = (says(donor) - says(z_bar)).double()
     return z_bar + (change @ torch.linalg.pinv(weight, rtol=1e-3)).float()
 
 
 def edit_scores(
-    change: Callable[[Tensor, Tensor, str], Tensor], factor: str, rows: Tensor
+    study: Study, change: Callable[[Tensor, Tensor, str], Tensor], factor: str, rows: Tensor
 ) -> tuple[float, float]:
-    """Return how much of the donor's factor arrives, and how much of the other factors stays; judged, 1 is all."""
+    """Return how much of the donor's factor arrives, and how much of the other factors stays; judged, 1 is all.
+
+    ``change(z_bar, donor, factor)`` returns the edited latents; the donor of a row is the next of ``rows``.
+    """
     partner = rows.roll(1)
-    said = judged(decode(change(latents[rows], latents[partner], factor)))
-    before = judged(decode(latents[rows]))
+    said = study.judged(study.decode(change(study.latents[rows], study.latents[partner], factor)))
+    before = study.judged(study.decode(study.latents[rows]))
 
     def agreement(name: str, to: Tensor, answers: Judgement) -> float:
         if name in GROUPS:
-            return max(0.0, explained(answers.factors, test_factors[to])[name])
-        labels = test_labels[name][to]
+            return max(0.0, explained(answers.factors, study.factors[to])[name])
         answer = answers.concept if name == "concept" else answers.hand
-        return right(answer, labels)
+        return right(answer, study.labels[name][to])
 
     def part(name: str, to: Tensor) -> float:
         return agreement(name, to, said) / max(agreement(name, rows, before), 1e-6)
@@ -955,8 +1006,9 @@ def edit_scores(
     return part(factor, partner), float(np.mean(others))
 
 
+rivals = {"flow": partial(edited, semantic), "probe": partial(moved, study)}
 edits = {
-    factor: (edit_scores(edited, factor, measured_rows), edit_scores(moved, factor, measured_rows))
+    factor: [edit_scores(study, change, factor, measured_rows) for change in rivals.values()]
     for factor in SHARED
 }
 table(
@@ -972,15 +1024,12 @@ table(
 
 
 # %%
-@torch.no_grad()
 def play(drawing: int, layer: str, temperature: float, number: int) -> None:
     """Show a test drawing and seven pictures with its representation."""
-    flow, condition, _ = flows[layer]
     row = torch.tensor([drawing])
-    cond = flow.project(condition.of(known["test"].only(column_of(layer)).render(row, None, runtime.device)))
-    z_bar = flow.sample(cond, n=7, generator=derived_generator(number, "play"), temperature=temperature)
+    z_bar = flows[layer].resample(row, 7, derived_generator(number, "play"), temperature)[0]
     picture(
-        torch.cat([known["test"].pictures(row), decode(z_bar.cpu())]),
+        torch.cat([study.known["test"].pictures(row), study.decode(z_bar)]),
         columns=8,
         alt="A drawing and seven pictures that the layer cannot tell from it.",
     )
@@ -991,7 +1040,7 @@ if page.live:
 
     widgets.interact(
         play,
-        drawing=widgets.IntSlider(0, min=0, max=len(known["test"]) - 1, continuous_update=False),
+        drawing=widgets.IntSlider(0, min=0, max=n_test - 1, continuous_update=False),
         layer=chosen,
         temperature=widgets.FloatSlider(1.0, min=0.0, max=1.5, step=0.1, continuous_update=False),
         number=widgets.IntSlider(0, min=0, max=99, continuous_update=False),
@@ -1031,20 +1080,20 @@ if page.live:
 
 # %%
 if page.record:
-    flow, condition, run = flows[last]
+    layer, run = flows[last], runs[last]
     page.keep_weights(
         "invariances_flow",
-        flow,
+        layer.flow,
         {
             "kind": "flow",
             "command": "make report CHAPTER=invariances",
             "licence": "CC BY-SA 4.0",
-            "data": f"latents of emoji, {known['train'].hash}",
+            "data": f"latents of emoji, {study.known['train'].hash}",
             "commit": run.result["commit"],
             "model": {
                 "layer": last,
-                "mean": condition.mean,
-                "std": condition.std,
+                "mean": layer.mean,
+                "std": layer.std,
                 "flow": [n_blocks, width, depth],
             },
         },

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from cvlib.data import (
+    animal_faces,
     bodies,
     cifar10,
     cub_parts,
     deepfashion,
     emoji,
     image_folder,
+    imagenet,
     metric_sets,
     pair_list,
     penn_action,
@@ -35,6 +37,7 @@ _LOADERS: dict[str, Callable[..., Dataset]] = {
     "cars196": metric_sets.cars196,
     "online_products": metric_sets.online_products,
     **{one.NAME: one.load for one in (cub_parts, deepfashion, penn_action, pair_list)},
+    **{one.NAME: one.load for one in (imagenet, animal_faces)},
 }
 
 

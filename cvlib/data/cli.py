@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from cvlib.data import cub_parts, deepfashion, metric_sets, pair_list, penn_action
+from cvlib.data import animal_faces, cub_parts, deepfashion, imagenet, metric_sets, pair_list, penn_action
 from cvlib.data.metric_listings import SETS
 from cvlib.data.sources import Source
 from cvlib.errors import BookError
@@ -19,6 +19,7 @@ _Rows = list[tuple[str, str, int, int | None]]
 CHECKS: dict[str, tuple[Source, Callable[[str], _Rows]]] = {
     **{name: (kind, partial(metric_sets.check, name)) for name, kind in SETS.items()},
     **{one.NAME: (one.SOURCE, one.check) for one in (cub_parts, deepfashion, penn_action, pair_list)},
+    **{one.NAME: (one.SOURCE, one.check) for one in (imagenet, animal_faces)},
 }
 
 

@@ -138,17 +138,18 @@ def _ids(stored: Tensor) -> Tensor:
     return torch.where(ids == UNKNOWN, _UNLABELLED, ids)
 
 
-def rows_of(split: str, rows: Sequence[T], key: Callable[[T], str]) -> list[T]:
+def rows_of(split: str, rows: Sequence[T], key: Callable[[T], str], every: int = 10) -> list[T]:
     """Return the rows of ``split``, "train" or "validation", out of those that are for training.
 
-    Validation is every tenth different key, in sorted order, so that no key is in both; "test" is all rows.
+    Validation is one different key out of ``every``, in sorted order, so that no key is in both; "test" is
+    all rows.
 
     >>> rows_of("validation", "abcdefghijjkl", str)
     ['j', 'j']
     """
     if split == "test":
         return list(rows)
-    aside = set(sorted({key(row) for row in rows})[9::10])
+    aside = set(sorted({key(row) for row in rows})[every - 1 :: every])
     return [row for row in rows if (key(row) in aside) == (split == "validation")]
 
 

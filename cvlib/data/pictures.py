@@ -22,15 +22,16 @@ T = TypeVar("T")
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, *, turn: bool = True) -> np.ndarray:
     """Return a picture file as uint8 RGB (H, W, 3): turned as its EXIF says, transparency laid on white,
     grey, palette, CMYK and 16-bit files converted.
 
+    Without ``turn`` it stays as it is stored, for places that were measured so.
     Raises: BookError naming the file if it cannot be read as a picture.
     """
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
+            picture: Image.Image = ImageOps.exif_transpose(file) if turn else file
             if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
                 return np.repeat((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, 2)
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,15 @@ def _is_sound(word: str, mark: str) -> bool:
         return mark != "~" or math.isfinite(float(word))
     except ValueError:
         return False
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the names of the files right below ``folder``: for a million, quicker than to ask for each."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,16 @@ class Source:
 
     def require(self, folder: Path, paths: Iterable[str]) -> None:
         """Raise BookError, with their number, if files are missing below ``folder``."""
-        paths = list(paths)
-        if lacking := [path for path in paths if not (folder / path).is_file()]:
+        paths, there = list(paths), dict[str, set[str]]()
+        lacking = []
+        for path in paths:
+            parent, _, name = path.rpartition("/")
+            if parent not in there:
+                there[parent] = _files(folder / parent)
+            # a file system that is blind to case finds more than the names as they are spelt
+            if name not in there[parent] and not (folder / path).is_file():
+                lacking.append(path)
+        if lacking:
             seen = f"{folder / lacking[0]} is missing, one of {len(lacking):,} of {len(paths):,} pictures"
             raise self.error(seen, "every picture that is listed")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cvlib.nn.flow.activations import InvertibleLeakyReLU
 from cvlib.nn.flow.actnorm import ActNorm
-from cvlib.nn.flow.conditioning import LabelEmbedder, MapEmbedder, VectorEmbedder
-from cvlib.nn.flow.convert import convert_flow
+from cvlib.nn.flow.conditioning import LabelEmbedder, MapEmbedder, VectorEmbedder, even_widths
+from cvlib.nn.flow.convert import convert_flow, load_flow
 from cvlib.nn.flow.coupling import AffineCoupling, TwinNets
 from cvlib.nn.flow.flow import ConditionalFlow, FlowBlock, Projection
 from cvlib.nn.flow.semantic import SemanticFlow, factor_sizes, pair_loss
@@ -25,6 +25,8 @@ __all__ = [
     "TwinNets",
     "VectorEmbedder",
     "convert_flow",
+    "even_widths",
     "factor_sizes",
+    "load_flow",
     "pair_loss",
 ]

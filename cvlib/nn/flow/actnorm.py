@@ -23,7 +23,7 @@ class ActNorm(nn.Module):
 
     Shapes: (B, dim) or (B, dim, H, W).
     Raises: BookError before the first batch in evaluation mode or in :meth:`inverse`, and if the first batch
-    is a single value a feature, since its variance is unknown.
+    is a single value a feature, since its variance is unknown, or not finite; it then still waits for one.
     """
 
     initialized: Tensor
@@ -71,6 +71,10 @@ class ActNorm(nn.Module):
                 "at least 2, to know a variance",
                 "run one larger batch through the network first",
             )
+        if not rows.isfinite().all():
+            bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+            seen = f"a first batch that is not finite in row(s) {bad[:5]} in ActNorm"
+            raise BookError(seen, "finite values, which decide where it starts")
         mean, std = rows.mean(1), rows.std(1)
         is_flat = std <= 1e-6 * (1 + mean.abs())  # constant up to rounding: 1 / std would only be noise
         self.loc.copy_(-mean)

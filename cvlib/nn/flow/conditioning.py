@@ -16,9 +16,23 @@ from torch import Tensor, nn
 from cvlib.errors import BookError
 from cvlib.nn.flow.actnorm import ActNorm
 
-__all__ = ["LabelEmbedder", "MapEmbedder", "VectorEmbedder"]
+__all__ = ["LabelEmbedder", "MapEmbedder", "VectorEmbedder", "even_widths"]
 
 Norm = Literal["none", "actnorm", "batch"]
+
+
+def even_widths(dim_in: int, dim_out: int, n: int) -> list[int]:
+    """Return ``n`` widths in equal steps from ``dim_in`` to ``dim_out``, rounded down, both included.
+
+    Source: the embedders of vectors in Rombach et al. 2020a (Making Sense of CNNs).
+    Raises: BookError for n < 2.
+
+    >>> even_widths(4096, 128, 4)
+    [4096, 2773, 1450, 128]
+    """
+    if n < 2:
+        raise BookError(f"{n} width(s) from {dim_in} to {dim_out}", "at least 2, both ends")
+    return [dim_in + (dim_out - dim_in) * k // (n - 1) for k in range(n)]
 
 
 class _Normalise(ActNorm):
@@ -35,13 +49,14 @@ class VectorEmbedder(nn.Module):
     so that a flow run forward in training mode and back in evaluation mode does not return; ``"actnorm"``
     (Making Sense of CNNs, with slope 0.2) and ``"none"`` treat each row alone in both modes.
 
-    Shapes: (B, C), (B, C, 1, 1) to (B, widths[-1]). Raises: BookError if C is not widths[0].
+    Shapes: (B, C), (B, C, 1, 1) to (B, widths[-1]). Raises: BookError if C is not widths[0], at a map of
+    more than one place, and with ``norm="batch"`` for a batch of one in training mode.
     """
 
     def __init__(self, widths: Sequence[int], norm: Norm = "none", slope: float = 0.01) -> None:
         super().__init__()
         norms: dict[str, type[nn.Module]] = {"actnorm": _Normalise, "batch": nn.BatchNorm1d}
-        self.dim_in, self.dim = widths[0], widths[-1]
+        self.dim_in, self.dim, self.norm = widths[0], widths[-1], norm
         self.layers = nn.Sequential(nn.Linear(widths[0], widths[1]))
         for before, after in pairwise(widths[1:]):
             if norm != "none":
@@ -50,10 +65,12 @@ class VectorEmbedder(nn.Module):
             self.layers.append(nn.Linear(before, after))
 
     def forward(self, cond: Tensor) -> Tensor:
-        flat = cond.flatten(1)
-        if flat.shape[1] != self.dim_in:
+        if cond.ndim < 2 or cond.shape[1] != self.dim_in or cond.shape[2:].numel() != 1:
             raise BookError(f"a condition {tuple(cond.shape)}", f"(B, {self.dim_in})")
-        return self.layers(flat)
+        if self.training and self.norm == "batch" and len(cond) < 2:
+            seen = f"a batch of {len(cond)} for an embedder with BatchNorm in training mode"
+            raise BookError(seen, "at least 2, to know a variance", "call eval(), or take norm='none'")
+        return self.layers(cond.flatten(1))
 
 
 class LabelEmbedder(VectorEmbedder):
@@ -66,7 +83,7 @@ class LabelEmbedder(VectorEmbedder):
     @property
     def is_rowwise(self) -> bool:
         """Whether h of a label is the same in every batch, so that one row for each label is enough."""
-        return not (self.training and any(isinstance(layer, nn.BatchNorm1d) for layer in self.layers))
+        return not (self.training and self.norm == "batch")
 
     def forward(self, cond: Tensor) -> Tensor:
         return super().forward(self.one_hot(cond))

@@ -81,7 +81,8 @@ class ConditionalFlow(nn.Module):
 
     Shapes: x, z (B, dim) or (B, dim, 1, 1); the condition is what the embedder takes, or a
     :class:`Projection` of B rows, or of one row for all. Raises: BookError if x or the condition has another
-    width or number of rows, if a condition is absent or superfluous, or if something is not finite.
+    width or number of rows, if a condition is absent or superfluous, if x, v or the condition is not finite,
+    or if an ActNorm has scale 0, which no inverse can undo. What is refused leaves the flow as it was.
 
     >>> from cvlib.nn.flow import VectorEmbedder
     >>> flow = ConditionalFlow(dim=4, width=16, n_blocks=3, embedder=VectorEmbedder((6, 8, 5)))
@@ -132,6 +133,9 @@ class ConditionalFlow(nn.Module):
                 raise BookError("no condition", "one for each sample", "pass cond=")
             h = self._embed(cond)
             weight, bias = self.cond_weight, self.cond_bias
+            if h.shape[1:] != weight.shape[1:2]:
+                name = type(self.embedder).__name__
+                raise BookError(f"{name} gives {tuple(h.shape)}", f"(B, {weight.shape[1]}), as its dim says")
             return Projection(torch.baddbmm(bias, h.expand(len(bias), -1, -1), weight).unflatten(0, (-1, 2)))
 
     def _embed(self, cond: Tensor) -> Tensor:
@@ -143,13 +147,15 @@ class ConditionalFlow(nn.Module):
         """Return v = t(x | cond), of the shape of ``x``, and log|det dv/dx| (B,)."""
         with without_autocast(x):
             v, logs = self._flat(x), []
+            if not x.is_meta and not self.blocks[0].norm.is_initialized:  # type: ignore[union-attr]
+                self._check_given(x, cond, "x")  # before it decides where any ActNorm starts
             c = self._conditions(x, cond)
             for i, block in enumerate(self.blocks):
                 v, terms = block(v, c[2 * i], c[2 * i + 1])
                 logs += terms
             # triangular Jacobians: log|det| is the sum of all logarithms on their diagonals
             logdet = torch.cat([t.expand(len(x), -1) for t in logs], dim=1).sum(1)
-            self._check_finite(x, logdet + v.sum(1), "x")
+            self._check_finite(x, cond, logdet + v.sum(1), "x")
             return v.view_as(x), logdet
 
     def inverse(self, v: Tensor, cond: Tensor | Projection | None = None) -> Tensor:
@@ -159,7 +165,7 @@ class ConditionalFlow(nn.Module):
             c = self._conditions(v, cond)
             for i in reversed(range(len(self.blocks))):
                 x = self.blocks[i].inverse(x, c[2 * i], c[2 * i + 1])  # type: ignore[operator]
-            self._check_finite(v, x.sum(1), "v")
+            self._check_finite(v, cond, x.sum(1), "v")
             return x.view_as(v)
 
     def nll(self, x: Tensor, cond: Tensor | Projection | None = None) -> Tensor:
@@ -196,6 +202,9 @@ class ConditionalFlow(nn.Module):
 
     def _conditions(self, x: Tensor, cond: Tensor | Projection | None) -> tuple[Tensor, ...]:
         """Return the 2 n_blocks pieces (2, B or 1, width) of the projected condition."""
+        rows = 1 if cond is None or (isinstance(cond, Tensor) and not cond.ndim) else len(cond)
+        if rows not in (1, len(x)):  # before an embedder sees them: its ActNorms may still wait for a start
+            raise BookError(f"{rows} conditions for {len(x)} samples", "one each, or one for all")
         if isinstance(cond, Projection):
             c = cond
         elif isinstance(self.embedder, LabelEmbedder) and cond is not None and self.embedder.is_rowwise:
@@ -204,17 +213,19 @@ class ConditionalFlow(nn.Module):
             c = Projection(labels @ table.data)  # K rows through the embedder, not B
         else:
             c = self.project(cond)
-        if len(c) not in (1, len(x)):
-            raise BookError(f"{len(c)} conditions for {len(x)} samples", "one each, or one for all")
+        own = (2 * len(self.blocks), self.cond_bias.shape[2])
+        if c.data.shape[::3] != own:
+            seen = "a projection for {} halves of blocks of width {}".format(*c.data.shape[::3])
+            raise BookError(seen, "{} of width {}".format(*own), "make it with this flow's project")
         return c.data.unbind(0)
 
-    def _check_finite(self, given: Tensor, result: Tensor, name: str) -> None:
+    def _check_finite(
+        self, given: Tensor, cond: Tensor | Projection | None, result: Tensor, name: str
+    ) -> None:
         """One look at the result of a pass, and the reason if it is not finite."""
         if given.is_meta or bool(result.isfinite().all()):
             return
-        if not given.isfinite().all():
-            rows = (~given.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-            raise BookError(f"{name} is not finite in row(s) {rows[:5]}", "finite latents")
+        self._check_given(given, cond, name)
         for i, block in enumerate(self.blocks):
             if (block.get_parameter("norm.scale") == 0).any():
                 raise BookError(f"block {i} has an ActNorm of scale 0", "nonzero scales", "it has no inverse")
@@ -223,3 +234,15 @@ class ConditionalFlow(nn.Module):
             "finite weights and latents",
             "lower the learning rate or clip gradients",
         )
+
+    def _check_given(self, given: Tensor, cond: Tensor | Projection | None, name: str) -> None:
+        """Raise BookError that names the rows of what was given that are not finite."""
+        both = [(name, given, "latents")]
+        if cond is not None:
+            rows = cond.data.movedim(2, 0) if isinstance(cond, Projection) else cond
+            both.append(("the condition", rows, "conditions"))
+        for what, values, wanted in both:
+            sound = torch.atleast_1d(values).isfinite().unsqueeze(-1).flatten(1).all(1)
+            broken = (~sound).nonzero().flatten().tolist()
+            if broken:
+                raise BookError(f"{what} is not finite in row(s) {broken[:5]}", f"finite {wanted}")
