@@ -35,6 +35,7 @@
 # Reading time: 15 minutes.
 
 # %%
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -91,7 +92,7 @@ page = begin("invariances_photos", globals())
 experts, story = page.definitions("experts"), page.definitions("invariances")
 experts.taming = page.definitions("taming")  # its step asks there for the adaptive weight
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
-    steps, batch_size, n_blocks, width, photo_batch = min(steps, 3), 16, 2, 16, 4
+    steps, batch_size, n_blocks, width, photo_batch, network_size = min(steps, 3), 16, 2, 16, 4, 64
 runtime = Runtime(device=device, precision=precision)
 plain = Runtime(device=device, precision="fp32" if runtime.device.type == "cpu" else precision)
 seed_everything(seed)
@@ -263,12 +264,12 @@ def crops(part: FactorPhotos, n: int, word: str) -> Tensor:
     return part.images(index, generator=derived_generator(0, "crops", word), augment=True)
 
 
-def train_autoencoder(train: FactorPhotos, check: Tensor, steps: int) -> tuple[VectorAutoencoder, RunResult]:
-    """Return the autoencoder, trained on a part and looked at on ``check`` (N, 3, S, S), and its run."""
+def train_autoencoder(
+    start: VectorAutoencoder, train: FactorPhotos, check: Tensor, steps: int
+) -> tuple[VectorAutoencoder, RunResult]:
+    """Return ``start`` trained on a part and looked at on ``check`` (N, 3, S, S), and the run."""
     seed_everything(seed)
-    model = experts.build_autoencoder(image_size, dim)
-    model.start_from(crops(train, 300 if page.smoke else 6000, "start"))
-    runtime.prepare(model)
+    model = runtime.prepare(copy.deepcopy(start))
     critic = runtime.prepare(PatchDiscriminator(ch=32, n_layers=3, norm="none"))
     perceptual = runtime.prepare(vgg_loss(pretrained=not page.smoke))
     rate = 5e-4
@@ -296,19 +297,19 @@ def train_autoencoder(train: FactorPhotos, check: Tensor, steps: int) -> tuple[V
 
 
 # %%
+seed_everything(seed)
+linear = experts.build_autoencoder(image_size, dim)
+linear.start_from(crops(parts["train"], 300 if page.smoke else 6000 if is_trained else 1500, "start"))
 committed = page.weights("experts_photos")
 is_committed = pretrained and not page.record and committed.is_file()
 if is_committed:
     autoencoder, photo_run = runtime.prepare(load_autoencoder(committed)), None
 else:
-    check = crops(parts["validation"], 16 if page.smoke else 256, "check")
-    autoencoder, photo_run = train_autoencoder(parts["train"], check, max(2, round(0.4 * steps)))
+    check = crops(parts["validation"], 16 if page.smoke else 256 if is_trained else 64, "check")
+    photo_steps = max(2, round(0.4 * steps))
+    autoencoder, photo_run = train_autoencoder(linear, parts["train"], check, photo_steps)
 
 # %%
-n_crops = 16 if page.smoke else 832 if is_trained else 208
-linear = experts.build_autoencoder(image_size, dim)
-seed_everything(seed)
-linear.start_from(crops(parts["train"], 300 if page.smoke else 6000, "start"))
 judge = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
 
 
@@ -322,6 +323,7 @@ def reconstruction(model: VectorAutoencoder, images: Tensor) -> tuple[float, flo
     return psnr(again, images).mean().item(), far.mean().item()
 
 
+n_crops = 8 if page.smoke else 832 if is_trained else 104
 quality = {
     (who, where): reconstruction(model, crops(parts[where], n_crops, "quality"))
     for who, model in (("principal components", linear), ("autoencoder", autoencoder))
@@ -391,7 +393,7 @@ def imagenet(side: int) -> Enlarging:
 
 seed_everything(seed)
 random_net = runtime.prepare(
-    untrained(network_size, crops(parts["train"], 32 if page.smoke else 512, "norms"))
+    untrained(network_size, crops(parts["train"], 32 if page.smoke else 256, "norms"))
 )
 network = random_net if page.smoke else runtime.prepare(imagenet(network_size))
 
@@ -624,7 +626,7 @@ def measure(
 
 
 # %%
-n_measured = 256 if is_trained else 64
+n_measured = 16 if page.smoke else 256 if is_trained else 64
 measured_rows = torch.linspace(
     0, len(study.known["test"]) - 1, min(n_measured, len(study.known["test"]))
 ).long()
@@ -640,20 +642,41 @@ chance = photo_of.bincount().max().item() / len(photo_of)
 ASKED = ("brightness", "saturation", "hue", "zoom", "rotation", "mirror", "photograph")
 table(
     [
-        ["the crops themselves", 0.0, *[1.0] * (len(ASKED) - 1), ceiling, None],
+        ["the crops themselves", "0.00", *["1.00"] * (len(ASKED) - 1), f"{ceiling:.2f}", ""],
         *(
-            [name, m.v_explains, *(m.kept[field] for field in ASKED), m.consistency]
+            [
+                name,
+                f"{m.v_explains:.2f}",
+                *(f"{m.kept[field]:.2f} / {m.agreement[field].mean():.2f}" for field in ASKED[:-1]),
+                f"{m.kept['photograph']:.2f}",
+                f"{m.consistency:.2f}",
+            ]
             for name, m in found.items()
         ),
-        ["chance", None, *[0.0] * (len(ASKED) - 1), chance, 0.0],
+        ["chance", "", *["0.00"] * (len(ASKED) - 1), f"{chance:.2f}", "0.00"],
     ],
     header=["z of layer", "v explains", *ASKED, "consistency"],
-    digits=2,
+    caption="R / A of the factors' statistics",
 )
 
 # %% [markdown]
 # *v explains*: the part of the variance of $\bar z$ that is in $v$. *Photograph*: how often it is read rightly from the resampled latent. *Consistency*: the cosine of the representation
 # of a resampled picture with the crop's, about their mean, less that with another crop's.
+
+# %%
+too_sure = {
+    name: float(np.mean([m.kept[field] - m.agreement[field].mean().item() for field in ASKED[:-1]]))
+    for name, m in found.items()
+}
+surest = max(too_sure, key=too_sure.get)
+say(
+    f"On average over the factors $R$ exceeds $A$ by {np.mean(list(too_sure.values())):.2f}, most at {surest} ({too_sure[surest]:.2f}): "
+    + (
+        "what the flows draw for a representation is what belongs to it."
+        if too_sure[surest] < 0.1
+        else "part of what looks kept is what the flow learned from other parts of the photographs, and only $A$ may be believed."
+    )
+)
 
 # %%
 fig, ax = figure(height=3.2)
@@ -727,19 +750,19 @@ def by_photo(values: Tensor, photo: Tensor) -> np.ndarray:
     return np.array([values[photo == k].mean().item() for k in photo.unique()])
 
 
-asked_at = "pooled" if "pooled" in chosen else chosen[-1]
-gaps = {
-    name: paired_bootstrap(*(by_photo(m.agreement[field], photo_of) for field in ("texture", "layout")))
-    for name, m in found.items()
+margins = {
+    name: by_photo(m.agreement["texture"] - m.agreement["layout"], photo_of) for name, m in found.items()
 }
+gaps = {name: paired_bootstrap(margin) for name, margin in margins.items()}
 table(
     [[name, f"{gap.mean:+.2f}", f"{gap.low:+.2f} to {gap.high:+.2f}"] for name, gap in gaps.items()],
     header=["z of layer", "A of texture less A of layout", "95 % over photographs"],
 )
-gap = gaps[asked_at]
+asked_at = "pooled" if "pooled" in chosen else chosen[-1]
+gap, agreed = gaps[asked_at], found[asked_at].agreement
 say(
-    f"At {asked_at}, texture agrees with the crop by {found[asked_at].agreement['texture'].mean():.2f}, layout by {found[asked_at].agreement['layout'].mean():.2f}. Over {len(photo_of.unique())} photographs the difference is "
-    f"{gap.mean:+.2f} (95 % from {gap.low:+.2f} to {gap.high:+.2f}): "
+    f"At {asked_at}, texture agrees with the crop by {agreed['texture'].mean():.2f}, layout by {agreed['layout'].mean():.2f}. Over "
+    f"{len(margins[asked_at])} photographs the difference is {gap.mean:+.2f} (95 % from {gap.low:+.2f} to {gap.high:+.2f}): "
     + (
         "**the layer goes by texture**, as the paper's pictures say."
         if gap.low > 0
@@ -748,6 +771,18 @@ say(
         else "these photographs cannot tell which of the two it keeps better."
     )
 )
+if f"{asked_at}, untrained" in margins:
+    learned = paired_bootstrap(margins[asked_at], margins[f"{asked_at}, untrained"])
+    say(
+        f"Of this, {learned.mean:+.2f} (95 % from {learned.low:+.2f} to {learned.high:+.2f}) came by learning: "
+        + (
+            "ImageNet has moved the layer towards texture."
+            if learned.low > 0
+            else "ImageNet has moved the layer towards layout."
+            if learned.high < 0
+            else "the layer of the network that learned nothing has a preference like it."
+        )
+    )
 
 # %% [markdown]
 # The two are not measured in one unit: each is a share of its own variance over these photographs, and textures differ between photographs more than layouts do. So the network that
