@@ -552,15 +552,17 @@ explorer(
 
 # %%
 def agreement(drawn: Tensor, truth: Tensor) -> Tensor:
-    """Return A of each crop (B,): statistics (B, n, K) of its resampled pictures against its own (B, K).
+    """Return each crop's share in A (B,): statistics (B, n, K) of its resampled pictures, its own (B, K).
 
-    The mean over crops is the A of the text; x' runs over all crops, its own included.
+    The mean is A. It is a ratio of means, so the shares are those of its linearisation (Cochran 1977, ch. 6):
+    what a crop adds to the distance, less what it would add at the common ratio. x' is any crop, itself included.
     """
-    near = (drawn - truth[:, None]).square().mean(1)
     pooled = drawn.flatten(0, 1)
-    far = pooled.var(0, correction=0) + truth.var(0, correction=0)
-    far = far + (pooled.mean(0) - truth.mean(0)).square()
-    return 1 - (near / far.clamp_min(1e-12)).mean(1)
+    near = (drawn - truth[:, None]).square().mean(1)
+    far = pooled.var(0, correction=0) + (pooled.mean(0) - truth).square()
+    scale = far.mean(0).clamp_min(1e-12)
+    ratio = near.mean(0) / scale
+    return (1 - ratio + (ratio * far - near) / scale).mean(1)
 
 
 generator = derived_generator(seed, "gaussian")
@@ -596,7 +598,7 @@ class Measured:
 
     v_explains: float  # part of the variance of z̄
     kept: dict[str, float]  # R of each statistic; "photograph": how often it is read rightly
-    agreement: dict[str, Tensor]  # A of each statistic, of every crop (B,)
+    agreement: dict[str, Tensor]  # A of each statistic, the share of every crop (B,)
     consistency: float
 
 
@@ -871,9 +873,10 @@ say(
     f"The attack changes the answer for {share['attack']:.0%} of {len(clean)} crops, random signs for {share['random signs']:.0%}. Seen through {chosen[0]} it moves the picture by "
     f"{moves[chosen[0], 'attack']:.2f}, {ratio[chosen[0]]:.1f} times as far as random signs; through {chosen[-1]} by {moves[chosen[-1], 'attack']:.2f}, {ratio[chosen[-1]]:.1f} times as far: "
     + (
-        "**the last layers believe in another picture**, the first do not."
-        if moves[chosen[-1], "attack"] > 1.5 * moves[chosen[0], "attack"] and ratio[chosen[-1]] > 1.2
-        else "here the change does not grow from the first layer to the last as the paper's pictures suggest."
+        "**the last layers were made to believe in another picture**, the first were not."
+        if moves[chosen[-1], "attack"] > max(0.25, 1.5 * moves[chosen[0], "attack"])
+        and ratio[chosen[-1]] > 1.2
+        else "the change does not grow from the first layer to the last as the paper's pictures suggest."
     )
 )
 
