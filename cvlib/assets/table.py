@@ -86,6 +86,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "vgg16-hed",
             "lpips-linear",
             "photos-skimage",
+            "photos-sklearn",
             "efficientnet-lite0",
             "mocap",
         ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cvlib.data.base import STEP
 
-__all__ = ["Factors", "compose", "hue_matrix", "lay_on", "sample_factors"]
+__all__ = ["Factors", "compose", "hue_matrix", "lay_on", "sample_factors", "yiq"]
 
 # Luma and two colour differences (ITU-R BT.601): turning the latter two leaves greys and luma unchanged.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -82,6 +82,15 @@ def sample_factors(
         shift=shift * (2 * u[:, 5:7] - 1),
         rotation=rotation * (2 * u[:, 7] - 1),
     )
+
+
+def yiq(images: Tensor) -> Tensor:
+    """Return luma and the two colour differences of YIQ (BT.601) of images (B, 3, H, W), (B, 3, H, W).
+
+    Linear, and without an offset: of images in [-1, 1] the luma lies in [-1, 1]. A turn of the hue by
+    :func:`hue_matrix` turns the two colour differences by the same angle about 0, where the greys are.
+    """
+    return torch.einsum("ij,bjhw->bihw", _YIQ.to(images), images)
 
 
 def hue_matrix(angle: Tensor) -> Tensor:
