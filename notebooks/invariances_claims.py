@@ -126,6 +126,7 @@ ARMS = {
 N_MEASURED = 512  # test drawings
 N_DRAWN = 4  # pictures of each
 N_REAL = 1024  # drawings that samples are held against
+INVERTER_WIDTHS = (40, 80, 112, 144)
 DECODER_STEPS = 0.3  # of a flow's: a step costs several times as much
 NAMER_STEPS = 960  # of the committed namer, of which ``taught`` is a part
 
@@ -205,7 +206,7 @@ class Regression(nn.Module):
 
 
 class Inverter(nn.Module):
-    """From z to the picture: H, and the autoencoder's decoder without its linear path."""
+    """From z to the picture: H, and a decoder of residual blocks."""
 
     def __init__(self, flow_embedder: nn.Module, side: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -497,7 +498,7 @@ def train_rival(
         optimizers = {"net": torch.optim.Adam(net.parameters(), lr=recipe.learning_rate)}
         modules, step = {"net": net}, regression_step(net, layer, optimizers["net"])
     else:
-        net = runtime.prepare(Inverter(embedder, data.image_size, experts.WIDTHS))
+        net = runtime.prepare(Inverter(embedder, data.image_size, INVERTER_WIDTHS))
         critic = runtime.prepare(PatchDiscriminator(ch=32, n_layers=3, norm="none"))
         n_steps, batch = max(2, round(DECODER_STEPS * recipe.steps)), min(32, recipe.batch_size)
         optimizers = {

@@ -12,46 +12,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
 from cvlib.nn.autoencoder import GroupNorm, ResBlock, Upsample
+from cvlib.nn.gaussian import DiagonalGaussian
 from cvlib.nn.precision import without_autocast
+from cvlib.nn.refining import LinearEncoder, RefiningDecoder, enlarge, shrink
 
 __all__ = ["DiagonalGaussian", "VectorAutoencoder", "VectorDecoder", "VectorEncoder", "calibrated_nll"]
-
-_LOG_VARIANCE = (-30.0, 10.0)  # the authors' limits
-
-
-class DiagonalGaussian:
-    """q(z|x) = N(mean, diag(exp(log_variance))) of a batch: both (B, dim), in fp32 at least."""
-
-    def __init__(self, moments: Tensor) -> None:
-        """Take ``moments`` (B, 2 dim): mean beside log-variance, which is kept in [-30, 10]."""
-        moments = moments.to(torch.promote_types(moments.dtype, torch.float32))
-        self.mean, log_variance = moments.chunk(2, dim=1)
-        self.log_variance = log_variance.clamp(*_LOG_VARIANCE)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return z = mean + sigma eps (B, dim), through which gradients pass."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
-        return self.mean + (self.log_variance / 2).exp() * noise.to(self.mean.device)
-
-    def kl(self) -> Tensor:
-        """Return KL(q || N(0, I)) (B,) in nats: 1/2 sum(mean^2 + sigma^2 - 1 - log sigma^2)."""
-        square = self.mean.square() + self.log_variance.exp() - 1 - self.log_variance
-        return square.sum(1) / 2
-
-
-def shrink(x: Tensor, size: int) -> Tensor:
-    """Return images (B, 3, S, S) at ``size`` px, a divisor of S: the mean of each square."""
-    return F.avg_pool2d(x.float() if x.dtype == torch.bfloat16 else x, x.shape[-1] // size)
-
-
-def enlarge(x: Tensor, size: int) -> Tensor:
-    """Return images (B, 3, s, s) at ``size`` px, bilinearly."""
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
 class VectorEncoder(nn.Module):
@@ -59,16 +28,11 @@ class VectorEncoder(nn.Module):
 
     Squares of ``patch`` pixels become channels first. Each width then halves the grid by a convolution of
     stride 2 and is followed by ``n_blocks`` residual blocks; what is left of the grid is read place by place
-    by one linear layer. With ``thumbnail`` pixels, the mean is the sum of what the layers say and of a linear
-    map of the image at that size.
+    by one linear layer.
     """
 
-    def __init__(
-        self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1, thumbnail: int = 0
-    ) -> None:
+    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1) -> None:
         super().__init__()
-        self.thumbnail = thumbnail
-        self.linear = nn.Linear(3 * thumbnail**2, dim) if thumbnail else None
         self.layers = nn.Sequential(nn.PixelUnshuffle(patch))
         for before, after in pairwise((3 * patch**2, *widths)):
             self.layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
@@ -80,23 +44,14 @@ class VectorEncoder(nn.Module):
         )  # little noise at first, or the decoder learns to ignore z
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
-        moments = self.head(self.layers(x))
-        if self.linear is not None:
-            with without_autocast(x):
-                mean = self.linear(shrink(x, self.thumbnail).flatten(1))
-                moments = moments.to(mean.dtype) + F.pad(mean, (0, mean.shape[1]))
-        return DiagonalGaussian(moments)
+        return DiagonalGaussian(self.head(self.layers(x)))
 
 
 class VectorDecoder(nn.Module):
     """Map z (B, dim) to images (B, 3, side, side), not squashed to a range: the encoder's mirror."""
 
-    def __init__(
-        self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1, thumbnail: int = 0
-    ) -> None:
+    def __init__(self, side: int, dim: int, widths: Sequence[int], n_blocks: int, patch: int = 1) -> None:
         super().__init__()
-        self.side, self.thumbnail = side, thumbnail
-        self.linear = nn.Linear(dim, 3 * thumbnail**2) if thumbnail else None
         small = (side // patch) >> len(widths)
         self.tail = nn.Sequential(nn.Linear(dim, widths[-1] * small**2), nn.Unflatten(1, (-1, small, small)))
         self.layers = nn.Sequential()
@@ -109,14 +64,7 @@ class VectorDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.layers(self.tail(z))
-        if self.linear is not None:
-            with without_autocast(z):
-                small = self.linear(z.to(self.linear.weight.dtype)).unflatten(
-                    1, (3, self.thumbnail, self.thumbnail)
-                )
-                x = x + enlarge(small, self.side)
-        return x
+        return self.layers(self.tail(z))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -128,7 +76,8 @@ class VectorAutoencoder(nn.Module):
     """Encoder E and decoder D with x ≈ D(z), z ~ E(x), and the learned scalar log-variance λ of the error.
 
     With ``patch`` 2 the networks never work at full size, where on a CPU nearly all of the time goes. With
-    ``thumbnail`` both have a linear path beside them, which :meth:`start_from` sets to principal components.
+    ``thumbnail`` E is linear in the image at that size, and D refines what a linear map paints
+    (:mod:`cvlib.nn.refining`); :meth:`start_from` sets both to principal components.
     Raises: BookError if patches and widths halve the image away, or leave a remainder, or the thumbnail does.
 
     >>> net = VectorAutoencoder(side=16, dim=5, widths=(8, 16))
@@ -147,9 +96,10 @@ class VectorAutoencoder(nn.Module):
         thumbnail: int = 0,
     ) -> None:
         super().__init__()
-        if thumbnail and side % thumbnail:
-            raise BookError(f"thumbnails of {thumbnail} px for {side} px", "a divisor of the side, or 0")
-        if not widths or patch < 1 or side % (patch * 2 ** len(widths)):
+        if thumbnail and (side % thumbnail or thumbnail % 2 ** (len(widths) - 1)):
+            wanted = f"a divisor of the side that {len(widths)} widths can halve, or 0"
+            raise BookError(f"thumbnails of {thumbnail} px for {side} px", wanted)
+        if not thumbnail and (not widths or patch < 1 or side % (patch * 2 ** len(widths))):
             raise BookError(
                 f"{len(widths)} halvings of {side} px in patches of {patch}",
                 "at least one, without a remainder",
@@ -163,8 +113,14 @@ class VectorAutoencoder(nn.Module):
             "patch": patch,
             "thumbnail": thumbnail,
         }
-        self.encoder = VectorEncoder(side, dim, widths, n_blocks, patch, thumbnail)
-        self.decoder = VectorDecoder(side, dim, widths, n_blocks, patch, thumbnail)
+        self.encoder: VectorEncoder | LinearEncoder
+        self.decoder: VectorDecoder | RefiningDecoder
+        if thumbnail:
+            self.encoder = LinearEncoder(dim, thumbnail)
+            self.decoder = RefiningDecoder(side, dim, thumbnail, widths, n_blocks)
+        else:
+            self.encoder = VectorEncoder(side, dim, widths, n_blocks, patch)
+            self.decoder = VectorDecoder(side, dim, widths, n_blocks, patch)
         self.log_variance = nn.Parameter(torch.zeros(()))  # λ
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
@@ -180,21 +136,21 @@ class VectorAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
-        """Set the linear paths to principal components of ``images`` (N, 3, side, side), the rest to zero.
+        """Set both linear maps to principal components of ``images`` (N, 3, side, side), the rest to zero.
 
         The mean of q is then z_k = u_k . (thumbnail - mean) / s_k, of unit variance over the images, and the
         decoder paints the mean plus the sum of s_k z_k u_k: the best linear code for N(0, I), from which the
         networks go on. λ becomes the logarithm of its mean error. Draws from torch's global generator.
-        Raises: BookError without a linear path, or with as many components as images.
+        Raises: BookError without linear maps, or with as many components as images.
         """
-        reader, painter, dim = self.encoder.linear, self.decoder.linear, self.config["dim"]
-        if reader is None or painter is None:
-            raise BookError(
-                "an autoencoder without thumbnails", "a linear path to set", "give thumbnail a size"
-            )
+        dim, thumbnail = self.config["dim"], self.config["thumbnail"]
+        if not isinstance(self.encoder, LinearEncoder) or not isinstance(self.decoder, RefiningDecoder):
+            seen = "an autoencoder without thumbnails"
+            raise BookError(seen, "linear maps to set", "give thumbnail a size")
+        reader, painter = self.encoder.linear, self.decoder.linear
         if len(images) <= dim:
             raise BookError(f"{len(images)} images for {dim} components", f"at least {dim + 1}")
-        small = shrink(images.float(), self.config["thumbnail"]).flatten(1)
+        small = shrink(images.float(), thumbnail).flatten(1)
         mean = small.mean(0)
         _, s, u = torch.svd_lowrank(small - mean, q=min(len(images), small.shape[1], 2 * dim), niter=4)
         u, s = u[:, :dim], (s[:dim] / math.sqrt(len(images) - 1)).clamp_min(1e-6)
@@ -202,13 +158,9 @@ class VectorAutoencoder(nn.Module):
         reader.bias.copy_(-mean @ (u / s))
         painter.weight.copy_(u * s)
         painter.bias.copy_(mean)
-        self.encoder.head.weight.zero_()
-        self.encoder.head.bias[:dim].zero_()
         for parameter in self.decoder.last.parameters():
             parameter.zero_()
-        painted = enlarge(
-            painter(reader(small)).unflatten(1, (3, self.config["thumbnail"], -1)), images.shape[-1]
-        )
+        painted = enlarge(painter(reader(small)).unflatten(1, (3, thumbnail, -1)), images.shape[-1])
         self.log_variance.fill_((painted - images).abs().mean().clamp_min(1e-6).log())
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:
