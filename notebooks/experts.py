@@ -173,7 +173,7 @@ WIDTHS = (48, 96)  # of the two levels of the U
 
 
 def build_autoencoder(image_size: int, dim: int) -> VectorAutoencoder:
-    """Return the autoencoder: 4.3 M parameters at 64 px and 512 numbers; it never works at full size."""
+    """Return the autoencoder: 4.2 M parameters at 64 px and 512 numbers; it never works at full size."""
     return VectorAutoencoder(image_size, dim, WIDTHS, n_blocks=2, thumbnail=image_size // 2)
 
 
@@ -779,7 +779,7 @@ picture(
 #
 # | paper or original code | here | why |
 # |---|---|---|
-# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 4.3 M parameters, 64 px, a thousand steps | a laptop |
+# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 4.2 M parameters, 64 px, a thousand steps | a laptop |
 # | networks start from noise | the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise does worse than linear algebra for days |
 # | LPIPS over the whole image | VGG-19 (8-bit) over a random window of half the side | a quarter of the work |
 # | the critic's gradient is as long as the other's from its first step | its share is also cut by its margin | a critic that knows nothing has no say |

@@ -159,8 +159,10 @@ def test_a_network_out_of_a_file_says_what_the_one_in_it_said(case):
     loaded = case.load(case.path)
     assert type(loaded) is type(case.net)
     x = torch.rand(3, 3, 16, 16, generator=gen()) * 2 - 1
-    for ours, theirs in zip(outputs(loaded, x), outputs(case.net, x), strict=True):
-        assert torch.equal(ours, theirs) and (theirs[0] - theirs[1]).abs().max() > 1e-4  # not one for all
+    known = outputs(case.net, x)
+    assert any((answer[0] - answer[1]).abs().max() > 1e-4 for answer in known)  # not one for all
+    for ours, theirs in zip(outputs(loaded, x), known, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @torch.no_grad()

@@ -134,7 +134,9 @@ def test_gradients_reach_a_network_that_starts_from_components():
         x_hat, q = net(torch.randn(3, 3, 16, 16))
         (x_hat.square().sum() + q.kl().sum()).backward()
         optimizer.step()
-    assert all(p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n != "log_variance")  # λ is the loss's
+    assert all(
+        p.grad.abs().sum() > 0 for n, p in net.named_parameters() if n != "log_variance"
+    )  # λ is the loss's
 
 
 def test_components_that_cannot_be_had_are_told():
