@@ -22,6 +22,7 @@ __all__ = ["Retrieval", "neighbours", "retrieval_scores"]
 Metric = Literal["cosine", "euclidean"]
 OwnSet = Literal["keep", "distractors", "leave out"]
 _CHUNK_ELEMENTS = 2**22  # similarities held at once: 16 MB, whatever the gallery
+_BLOCK = 2**13  # gallery items compared at once, or more: few queries with many items are a slow product
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,23 +208,30 @@ class _Search:
         items = self.vectors[gallery]
         # |q - g|² ranks like -(q·g - |g|²/2): one matrix product either way
         bias = items.square().sum(1) / 2 if self.metric == "euclidean" else None
-        step = max(1, _CHUNK_ELEMENTS // len(gallery))
-        for part in k.argsort(stable=True).split(step):
-            rows = self.queries[part].to(device)
-            with without_autocast(items):
-                near = self.vectors[rows] @ items.T
-            if bias is not None:
-                near -= bias
-            own = place[rows]
-            inside = (own >= 0).nonzero()[:, 0]
-            near[inside, own[inside]] = -torch.inf
-            if sets is not None:
-                taken = sets[rows, None] == sets[gallery]
-                if self.own_set == "distractors":
-                    taken &= ids[rows, None] == ids[gallery]
-                near.masked_fill_(taken, -torch.inf)
-            values, found = near.topk(min(int(k[part].max()), len(gallery)), dim=1)
-            del near  # before the next one is made: two at once would be twice the memory, and slower
+        width = min(max(_BLOCK, 64 * int(k.max())), len(gallery))  # many times what is kept of it
+        for part in k.argsort(stable=True).split(max(1, _CHUNK_ELEMENTS // width)):
+            rows, most = self.queries[part].to(device), int(k[part].max())
+            values, found = items.new_empty(len(rows), 0), place.new_empty(len(rows), 0)
+            for start in range(0, len(gallery), width):
+                block = slice(start, start + width)
+                with without_autocast(items):
+                    near = self.vectors[rows] @ items[block].T
+                if bias is not None:
+                    near -= bias[block]
+                own = place[rows] - start
+                inside = ((own >= 0) & (own < near.shape[1])).nonzero()[:, 0]
+                near[inside, own[inside]] = -torch.inf
+                if sets is not None:
+                    taken = sets[rows, None] == sets[gallery[block]]
+                    if self.own_set == "distractors":
+                        taken &= ids[rows, None] == ids[gallery[block]]
+                    near.masked_fill_(taken, -torch.inf)
+                best, where = near.topk(min(most, near.shape[1]), dim=1)
+                del near  # before the next one is made: two at once would be twice the memory, and slower
+                values, found = torch.cat([values, best], 1), torch.cat([found, where + start], 1)
+                if start:
+                    values, where = values.topk(min(most, values.shape[1]), dim=1)
+                    found = found.gather(1, where)
             yield part, gallery[found].masked_fill(values == -torch.inf, -1)
 
 
