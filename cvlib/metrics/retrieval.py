@@ -209,13 +209,16 @@ class _Search:
         # |q - g|² ranks like -(q·g - |g|²/2): one matrix product either way
         bias = items.square().sum(1) / 2 if self.metric == "euclidean" else None
         width = min(max(_BLOCK, 64 * int(k.max())), len(gallery))  # many times what is kept of it
-        for part in k.argsort(stable=True).split(max(1, _CHUNK_ELEMENTS // width)):
+        step = max(1, min(_CHUNK_ELEMENTS // width, len(k)))
+        held = items.new_empty(step, width)  # for every piece: to ask for memory again and again takes time
+        for part in k.argsort(stable=True).split(step):
             rows, most = self.queries[part].to(device), int(k[part].max())
             values, found = items.new_empty(len(rows), 0), place.new_empty(len(rows), 0)
             for start in range(0, len(gallery), width):
                 block = slice(start, start + width)
+                near = held[: len(rows), : len(gallery) - start]
                 with without_autocast(items):
-                    near = self.vectors[rows] @ items[block].T
+                    torch.mm(self.vectors[rows], items[block].T, out=near)
                 if bias is not None:
                     near -= bias[block]
                 own = place[rows] - start
@@ -227,7 +230,6 @@ class _Search:
                         taken &= ids[rows, None] == ids[gallery[block]]
                     near.masked_fill_(taken, -torch.inf)
                 best, where = near.topk(min(most, near.shape[1]), dim=1)
-                del near  # before the next one is made: two at once would be twice the memory, and slower
                 values, found = torch.cat([values, best], 1), torch.cat([found, where + start], 1)
                 if start:
                     values, where = values.topk(min(most, values.shape[1]), dim=1)
