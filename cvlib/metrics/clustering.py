@@ -5,12 +5,10 @@ Source: definitions as in Oh Song et al. 2016, Sec. 5, and in the evaluation of 
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
+from scipy.sparse import csc_array
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
@@ -19,6 +17,8 @@ from cvlib.errors import BookError
 from cvlib.metrics.embedding import class_ids, unit_rows
 
 __all__ = ["Clustering", "cluster", "cluster_scores", "pair_f1"]
+
+_CHUNK_ELEMENTS = 2**18  # scores held at once, 1 MB: they stay in the cache until they are compared
 
 
 class Clustering(NamedTuple):
@@ -34,24 +34,84 @@ class Clustering(NamedTuple):
 def cluster(embeddings: Tensor, k: int, *, seed: int = 0, iterations: int = 20) -> np.ndarray:
     """Return the cluster (N,) of each unit-length embedding (N, d): one run of k-means from k random rows.
 
-    A cluster that loses all its members starts anew at the embedding that lies farthest from its own centre
-    (scikit-learn's rule), so fewer than k are filled only if fewer than k embeddings are distinct.
-    Similarities are computed in float32, 256 rows x k at a time in each thread, whatever N is.
+    After the first of Lloyd's rounds only those similarities are computed that may change an assignment: to
+    the centres that moved, and to all others for embeddings that their own centre moved away from. A cluster
+    that loses all its members starts anew at the embedding that lies farthest from its own centre, so fewer
+    than k are filled only if fewer than k embeddings are distinct. Similarities are computed in float32, 1 MB
+    or 256 rows x k at a time, whatever N is.
+
     Raises: BookError for NaN, rows of length 0, or k outside 1..N.
     """
-    found: np.ndarray = _k_means(embeddings, k, seed, iterations).labels_
-    return found
+    return _k_means(embeddings, k, seed, iterations)[0]
 
 
-def _k_means(embeddings: Tensor, k: int, seed: int, iterations: int) -> KMeans:
+def _k_means(embeddings: Tensor, k: int, seed: int, iterations: int) -> tuple[np.ndarray, int]:
+    """The cluster (N,) of each embedding, and the number of rounds."""
     z = unit_rows(embeddings).float().cpu().numpy()  # the rows in double are given back before the search
     if not 1 <= k <= len(z):
         raise BookError(f"k={k} clusters of {len(z)} embeddings", f"1 to {len(z)}")
-    settings = {"max_iter": iterations, "tol": 0.0, "random_state": seed}
-    run = KMeans(k, init="random", n_init=1, copy_x=False, **settings)  # z is ours, and may be written to
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed embedding: the scores tell
-        return run.fit(z)
+    z -= z.mean(0, dtype=np.float64).astype(z.dtype)  # distances stay; less is lost to rounding
+    even = np.full(len(z), 1 / len(z), np.float32)
+    start = np.random.RandomState(seed).choice(len(z), k, replace=False, p=even)  # as scikit-learn draws
+    search = _Lloyd(z, z[start])
+    for rounds in range(1, iterations + 1):
+        if not search.update():
+            return search.label, rounds
+    return search.label, iterations
+
+
+class _Lloyd:
+    """Rows x (N, d), centres c (k, d), and the nearest centre of each row, with the score x·c - |c|²/2."""
+
+    def __init__(self, z: np.ndarray, centres: np.ndarray) -> None:
+        self.z, self.centres = z, centres
+        self.half = np.square(centres).sum(1) / 2
+        self.label = np.zeros(len(z), np.int64)
+        self.score = np.full(len(z), -np.inf, z.dtype)
+        self._compare(np.arange(len(z)), np.arange(len(centres)))
+
+    def update(self) -> bool:
+        """Move centres to the means of their rows, then rows to their nearest centres; False: none moved."""
+        n, k = len(self.z), len(self.centres)
+        counts = np.bincount(self.label, minlength=k)
+        if not counts.all():
+            self._restart(np.flatnonzero(counts == 0))
+            counts = np.bincount(self.label, minlength=k)
+        # members are summed in the order of the rows: the same members give the same mean, bit by bit
+        members = csc_array((np.ones(n, self.z.dtype), self.label, np.arange(n + 1)), shape=(k, n))
+        means = members @ self.z / np.maximum(counts, 1).astype(self.z.dtype)[:, None]
+        moved = (means != self.centres).any(
+            1
+        )  # one that stays empty goes to 0: all rows lie on their centres
+        self.centres, self.half = means, np.square(means).sum(1) / 2
+        before = self.score.copy()  # no centre that stayed where it was has a higher one
+        self.score[moved[self.label]] = -np.inf
+        self._compare(np.arange(n), np.flatnonzero(moved))
+        self._compare(np.flatnonzero(self.score < before), np.flatnonzero(~moved))
+        return bool(moved.any())
+
+    def _restart(self, empty: np.ndarray) -> None:
+        """Give each empty cluster one of the rows that lie farthest from their centres."""
+        square = np.square(self.z).sum(1)
+        apart = square - 2 * self.score  # squared distance
+        far = np.argsort(-apart, kind="stable")[: len(empty)]
+        far = far[apart[far] > 1e-6 * square[far]]  # others equal their centre up to rounding
+        self.label[far] = empty[: len(far)]
+
+    def _compare(self, rows: np.ndarray, which: np.ndarray) -> None:
+        """Assign the rows to the best of these centres where it is better than what they have."""
+        if not len(which):
+            return
+        centres, half = self.centres[which].T, self.half[which]
+        step = min(max(256, _CHUNK_ELEMENTS // len(which)), 4096)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            scores = self.z[part] @ centres
+            scores -= half
+            best = scores.argmax(1)
+            top = scores[np.arange(len(part)), best]
+            nearer = top > self.score[part]
+            self.score[part[nearer]], self.label[part[nearer]] = top[nearer], which[best[nearer]]
 
 
 def pair_f1(labels: Tensor | np.ndarray, clusters: Tensor | np.ndarray) -> float:
@@ -83,6 +143,6 @@ def cluster_scores(embeddings: Tensor, labels: Tensor, *, seed: int = 0, iterati
     k = int(ids.max()) + 1 if len(ids) else 0
     if k < 2:
         raise BookError(f"{k} classes", "at least two", "NMI has no value for one")
-    run = _k_means(embeddings, k, seed, iterations)
-    nmi = float(normalized_mutual_info_score(ids, run.labels_))
-    return Clustering(nmi, pair_f1(ids, run.labels_), k, len(ids), run.n_iter_)
+    found, rounds = _k_means(embeddings, k, seed, iterations)
+    nmi = float(normalized_mutual_info_score(ids, found))
+    return Clustering(nmi, pair_f1(ids, found), k, len(ids), rounds)

@@ -22,6 +22,7 @@ __all__ = ["Retrieval", "neighbours", "retrieval_scores"]
 Metric = Literal["cosine", "euclidean"]
 OwnSet = Literal["keep", "distractors", "leave out"]
 _CHUNK_ELEMENTS = 2**22  # similarities held at once: 16 MB, whatever the gallery
+_BLOCK = 2**13  # gallery items compared at once, or more: few queries with many items are a slow product
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ def retrieval_scores(
     (1000, n_c); the last two divide by n_c although only R = n_c - 1 can be found. Equal similarities are
     ordered by a fixed shuffle of the gallery, so a collapsed embedding scores chance, whatever the order of
     the rows. Similarities are computed in float32 (float64 for float64 embeddings), 16 MB at a time;
-    ``map_1000=False`` saves most of the sorting in large galleries.
+    ``map_1000=False`` saves most of the sorting in large galleries: no query looks farther than the largest K
+    or its own n_c, and ``first_rank`` is 0 beyond.
 
     Raises: BookError for NaN, rows of length 0 (cosine), labels or sets of another length, no query, an empty
     gallery, a K below 1 or above the gallery, or if no query has a positive.
@@ -80,35 +82,33 @@ def retrieval_scores(
     if lone.all():
         seen = f"{len(lone)} queries, none with another item of its class in its gallery"
         raise BookError(seen, "classes with two members")
-    deepest = max(*ks, int(positives.max()) + 1, 1000 if map_1000 else 0)
     ids = search.ids.to(search.vectors.device)
-    first, ap_r, ap_c, ap_1000 = [], [], [], []
-    for part, found in search.run(min(deepest, len(search.gallery))):
+    first_rank, ap = torch.zeros_like(positives), torch.zeros(3, len(positives), dtype=torch.float64)
+    wanted = (positives + 1).clamp_min(max(*ks, 1000 if map_1000 else 0))
+    for part, found in search.run(wanted):
         own = ids[search.queries[part].to(ids.device)]
         hits = (ids[found.clamp_min(0)] == own[:, None]) & (found >= 0)
         rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-        first.append(torch.where(hits.any(1), hits.int().argmax(1) + 1, 0).cpu())
+        first_rank[part] = torch.where(hits.any(1), hits.int().argmax(1) + 1, 0).cpu()
         precision = (hits.cumsum(1) * hits / rank.double()).cpu()
         so_far, n = precision.cumsum(1), positives[part]
-        ap_r.append(_at(so_far, n) / n)
-        ap_c.append(_at(so_far, n + 1) / (n + 1))
-        ap_1000.append(_at(so_far, torch.full_like(n, 1000)) / (n + 1))
-    first_rank, kept = torch.cat(first), ~lone
-
-    def mean(values: list[Tensor]) -> float:
-        return float(torch.cat(values)[kept].mean())
-
+        ap[0, part] = _at(so_far, n) / n
+        ap[1, part] = _at(so_far, n + 1) / (n + 1)
+        ap[2, part] = _at(so_far, torch.full_like(n, 1000)) / (n + 1)
+    first_rank[first_rank > wanted] = 0  # seen only because it was searched with others
+    kept = ~lone
+    map_r, map_c, map_a = ap[:, kept].mean(1).tolist()
     return Retrieval(
         {k: float(((first_rank > 0) & (first_rank <= k))[kept].double().mean()) for k in ks},
-        mean(ap_r),
-        mean(ap_c),
-        mean(ap_1000) if map_1000 else None,
+        map_r,
+        map_c,
+        map_a if map_1000 else None,
         float((positives.double() / (positives + 1))[kept].mean()),
         int(kept.sum()),
         int(lone.sum()),
         len(search.gallery),
         first_rank.masked_fill(lone, -1),
-        torch.cat(ap_r).masked_fill(lone, torch.nan),
+        ap[0].masked_fill(lone, torch.nan),
     )
 
 
@@ -140,7 +140,7 @@ def neighbours(
     search = _Search(embeddings, labels, queries, gallery, sets, own_set, metric)
     if not 1 <= k <= search.candidates():
         raise BookError(f"k = {k}", f"1 to {search.candidates()}, the gallery of a query")
-    return torch.cat([found.cpu() for _, found in search.run(k)])
+    return torch.cat([found.cpu() for _, found in search.run(torch.full_like(search.queries, k))])
 
 
 class _Search:
@@ -196,31 +196,44 @@ class _Search:
         counts = torch.bincount(key[self.gallery], minlength=int(key.max()) + 1)[key[self.queries]]
         return torch.maximum(counts, own)  # oneself is one of them
 
-    def run(self, k: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield which queries, and their k nearest gallery rows (B, k), -1 for those taken away."""
+    def run(self, k: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield which queries, and their nearest gallery rows (B, K), -1 for those taken away.
+
+        K is the most that any of them wants, of the numbers ``k`` (Q,), or the whole gallery. Queries that
+        want few come first, and by themselves: finding more takes longer.
+        """
         device = self.vectors.device
         gallery, place, ids = (x.to(device) for x in (self.gallery, self.place, self.ids))
         sets = None if self.sets is None else self.sets.to(device)
         items = self.vectors[gallery]
         # |q - g|² ranks like -(q·g - |g|²/2): one matrix product either way
         bias = items.square().sum(1) / 2 if self.metric == "euclidean" else None
-        step = max(1, _CHUNK_ELEMENTS // len(gallery))
-        for start in range(0, len(self.queries), step):
-            part = slice(start, start + step)
-            rows = self.queries[part].to(device)
-            with without_autocast(items):
-                near = self.vectors[rows] @ items.T
-            if bias is not None:
-                near -= bias
-            own = place[rows]
-            inside = (own >= 0).nonzero()[:, 0]
-            near[inside, own[inside]] = -torch.inf
-            if sets is not None:
-                taken = sets[rows, None] == sets[gallery]
-                if self.own_set == "distractors":
-                    taken &= ids[rows, None] == ids[gallery]
-                near.masked_fill_(taken, -torch.inf)
-            values, found = near.topk(k, dim=1)
+        width = min(max(_BLOCK, 64 * int(k.max())), len(gallery))  # many times what is kept of it
+        step = max(1, min(_CHUNK_ELEMENTS // width, len(k)))
+        held = items.new_empty(step, width)  # for every piece: to ask for memory again and again takes time
+        for part in k.argsort(stable=True).split(step):
+            rows, most = self.queries[part].to(device), int(k[part].max())
+            values, found = items.new_empty(len(rows), 0), place.new_empty(len(rows), 0)
+            for start in range(0, len(gallery), width):
+                block = slice(start, start + width)
+                near = held[: len(rows), : len(gallery) - start]
+                with without_autocast(items):
+                    torch.mm(self.vectors[rows], items[block].T, out=near)
+                if bias is not None:
+                    near -= bias[block]
+                own = place[rows] - start
+                inside = ((own >= 0) & (own < near.shape[1])).nonzero()[:, 0]
+                near[inside, own[inside]] = -torch.inf
+                if sets is not None:
+                    taken = sets[rows, None] == sets[gallery[block]]
+                    if self.own_set == "distractors":
+                        taken &= ids[rows, None] == ids[gallery[block]]
+                    near.masked_fill_(taken, -torch.inf)
+                best, where = near.topk(min(most, near.shape[1]), dim=1)
+                values, found = torch.cat([values, best], 1), torch.cat([found, where + start], 1)
+                if start:
+                    values, where = values.topk(min(most, values.shape[1]), dim=1)
+                    found = found.gather(1, where)
             yield part, gallery[found].masked_fill(values == -torch.inf, -1)
 
 

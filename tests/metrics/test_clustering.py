@@ -8,10 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from cvlib.errors import BookError
 from cvlib.metrics import cluster_scores, pair_f1
 from cvlib.metrics.clustering import cluster
+
+MODULE = sys.modules["cvlib.metrics.clustering"]
 
 
 def pairs_by_loops(labels, clusters):
@@ -116,6 +119,68 @@ def test_assignments_are_those_of_brute_force_from_the_same_rows(iterations):
     assert len(found) == 4  # starts matter
 
 
+def peer(z: torch.Tensor, k: int, seed: int, iterations: int) -> KMeans:
+    """k-means of unit rows by scikit-learn."""
+    run = KMeans(k, init="random", n_init=1, max_iter=iterations, tol=0, random_state=seed)
+    return run.fit(torch.nn.functional.normalize(z.double(), dim=1).numpy())
+
+
+def inertia(z: torch.Tensor, found: np.ndarray) -> float:
+    """The sum of squared distances of unit rows to the mean of their cluster."""
+    z = torch.nn.functional.normalize(z.double(), dim=1)
+    groups = [z[found == j] for j in set(found.tolist())]
+    return sum(float((rows - rows.mean(0)).square().sum()) for rows in groups)
+
+
+@pytest.mark.parametrize("chunk", [2**18, 40])
+@pytest.mark.parametrize("spread", [0.1, 0.25, 2.0])
+def test_clusters_and_rounds_are_those_of_scikit_learn(monkeypatch, spread, chunk):
+    monkeypatch.setattr(MODULE, "_CHUNK_ELEMENTS", chunk)
+    z, labels = blobs(40, 25, spread, d=24)
+    rounds = set()
+    for seed, iterations in ((0, 20), (1, 20), (2, 5), (3, 100)):
+        want = peer(z, 40, seed, iterations)
+        assert (cluster(z, 40, seed=seed, iterations=iterations) == want.labels_).all()
+        rounds.add(cluster_scores(z, labels, seed=seed, iterations=iterations).n_rounds)
+        assert want.n_iter_ in rounds
+    assert len(rounds) > 1
+
+
+def test_clusters_of_embeddings_that_nearly_collapsed():
+    """Rows that differ by 1/10,000: without their common part, or scores in float32 would be equal."""
+    z, _ = blobs(12, 15, 0.25)
+    near = torch.nn.functional.normalize(torch.ones(8) + 1e-4 * z).double()
+    found = cluster(near, 12, iterations=100)
+    assert (found == peer(near, 12, 0, 100).labels_).all() and len(set(found)) == 12
+
+
+def test_many_copies_and_empty_clusters():
+    """Starts that hold one embedding several times end where every row is nearest to its own mean."""
+    z, _ = blobs(30, 1, 0.3)
+    z = torch.cat([z[:6].repeat(30, 1), z])
+    ours, theirs = [], []
+    for seed in range(12):
+        assert len(z[first_rows(len(z), 25, seed)].unique(dim=0)) < 20
+        found = torch.from_numpy(cluster(z, 25, seed=seed, iterations=100))
+        assert len(found.unique()) == 25
+        unit = torch.nn.functional.normalize(z.double(), dim=1)
+        means = torch.stack([unit[found == j].mean(0) for j in range(25)])
+        own = (unit - means[found]).norm(dim=1)
+        torch.testing.assert_close(torch.cdist(unit, means).amin(1), own, rtol=0, atol=1e-6)
+        ours.append(inertia(z, found.numpy()))
+        theirs.append(inertia(z, peer(z, 25, seed, 100).labels_))
+    assert np.mean(ours) < 1.05 * np.mean(theirs)
+
+
+def test_copies_are_never_parted_by_rounding():
+    """Nine clusters are wanted of 600 rows with five directions: there are five, and no row is alone."""
+    z = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(5).repeat(120)
+    for seed in range(20):
+        found = cluster(z[labels], 9, seed=seed)
+        assert len(set(zip(found.tolist(), labels.tolist(), strict=True))) == 5 == len(set(found))
+
+
 def test_a_cluster_without_members_starts_anew_far_from_its_centre():
     """All k are filled as long as k embeddings are distinct, though most starts hold one several times."""
     z = torch.eye(4)[torch.tensor([0] * 40 + [1, 2, 3])]
@@ -153,7 +218,7 @@ report(lambda m: (0, cluster_scores(z[:m], torch.arange(m) // 2, iterations=2).n
 
 
 def test_memory_does_not_grow_with_rows_times_clusters():
-    """All distances of 6,000 rows to 3,000 centres are 72 MB; a thread holds 256 rows of them, 3 MB."""
+    """All distances of 6,000 rows to 3,000 centres are 72 MB; 256 rows of them are held, 3 MB."""
     ended = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, check=True)
     _, megabytes, _, nmi = map(float, ended.stdout.split())
     assert megabytes < 72 / 3 and 0 < nmi < 1

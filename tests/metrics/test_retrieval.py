@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -105,6 +106,58 @@ def test_beyond_a_thousand_neighbours(chunk):
     shallow = retrieval_scores(z, labels, (1, 4), queries=few, map_1000=False)
     assert shallow.map_1000 is None
     assert (shallow.map_r, shallow.map_c, shallow.recall) == (scores.map_r, scores.map_c, scores.recall)
+
+
+def test_no_query_is_searched_farther_than_it_wants(monkeypatch):
+    """Each query finds what it finds alone, and a few large classes do not make the small ones slow."""
+    sizes, taken = torch.tensor([2] * 60 + [80]), []
+    labels = torch.arange(61).repeat_interleave(sizes)[torch.randperm(200, generator=torch.Generator())]
+    z = drawn(200, 4, 61)[0] + drawn(61, 4, 1, seed=1)[0][labels]
+    alone = [retrieval_scores(z, labels, (3,), queries=torch.tensor([q]), map_1000=False) for q in range(200)]
+    topk = torch.Tensor.topk
+
+    def counted(x, k, dim):
+        if x.shape[1] == 200:  # a row of similarities, not what is kept of it
+            taken.append(len(x) * k)
+        return topk(x, k, dim=dim)
+
+    monkeypatch.setattr(torch.Tensor, "topk", counted)
+    for elements in (200 * 7, 200 * 200):
+        monkeypatch.setattr(MODULE, "_CHUNK_ELEMENTS", elements)
+        scores = retrieval_scores(z, labels, (3,), map_1000=False)
+        assert scores.first_rank.tolist() == [int(x.first_rank) for x in alone]
+        assert scores.ap_r.tolist() == [float(x.ap_r) for x in alone]
+    assert sum(taken[:-1]) <= 120 * 3 + 80 * 80 + 6 * 77  # one piece of seven queries has both kinds
+    assert taken[-1] == 200 * 80 and 0 in scores.first_rank
+
+
+@pytest.mark.parametrize("own_set", ["keep", "distractors", "leave out"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_gallery_in_blocks_is_ranked_as_a_whole(monkeypatch, own_set, metric):
+    z, labels, sets = drawn(1200, 6, 200)
+    z = torch.nn.functional.normalize(z, dim=1) if metric == "cosine" else z
+    far = torch.cdist(z[:150], z[50:])
+    own = sets[:150, None] == sets[50:]
+    gone = {"keep": own & False, "distractors": own & (labels[:150, None] == labels[50:]), "leave out": own}
+    far[gone[own_set] | (torch.arange(150)[:, None] == torch.arange(50, 1200))] = torch.inf
+    widths = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda x, k, dim: widths.append(x.shape[1]) or topk(x, k, dim=dim)
+    )
+    monkeypatch.setattr(MODULE, "_BLOCK", 100)
+    found = neighbours(
+        z,
+        5,
+        queries=torch.arange(150),
+        gallery=torch.arange(50, 1200),
+        labels=labels,
+        sets=None if own_set == "keep" else sets,
+        own_set=own_set,
+        metric=metric,
+    )
+    assert (found == far.argsort(1)[:, :5] + 50).all()
+    assert max(widths) == 5 * 64 and 1150 % (5 * 64) in widths
 
 
 def on_a_line(*places):
@@ -234,7 +287,22 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(MODULE, "_CHUNK_ELEMENTS", 10_000)
     z, labels, _ = drawn(1500, 4, 300)
     retrieval_scores(z, labels, map_1000=False)
-    assert max(seen) <= 10_000 and sum(seen) == 1500 * 1500
+    assert max(seen) <= 10_000 and 1500 * 1500 <= sum(seen) < 1.1 * 1500 * 1500
+
+
+PEAK = """
+import torch
+from cvlib.claims.racing import report
+from cvlib.metrics import retrieval_scores
+z, labels = torch.randn(8000, 4), torch.arange(8000) // 2
+report(lambda m: (0, retrieval_scores(z[:m], labels[:m], (1,), map_1000=False).map_r), 8000)
+"""
+
+
+def test_similarities_are_held_once():
+    """One piece of 16 MB at a time, not the next one beside it."""
+    ended = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 16 < float(ended.stdout.split()[1]) < 2 * 16
 
 
 Z, LABELS, SETS = drawn(20, 4, 5)
