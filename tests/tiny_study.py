@@ -70,7 +70,7 @@ def experts():
     torch.manual_seed(0)
     autoencoder = VectorAutoencoder(SIDE, DIM, (8, 8, 8), n_blocks=0, patch=2, thumbnail=16)
     autoencoder.start_from(images(40, seed=9))
-    namer, judge = EfficientNetLite0(CLASSES), Judge(CLASSES, HANDS, SIDE // 8)
+    namer, judge = EfficientNetLite0(CLASSES), Judge(CLASSES, HANDS, SIDE // 16)
     for module in namer.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -85,7 +85,7 @@ def test_each_target_is_that_of_its_own_factor(column, factor, value, wanted):
 def test_a_judge_answers_in_three_shapes_and_learns_from_each():
     torch.manual_seed(0)
     judge = Judge(n_classes=5, n_hands=7, places=3)
-    said = judge(torch.randn(4, 3, 24, 24))
+    said = judge(torch.randn(4, 3, 48, 48))
     assert [tuple(answer.shape) for answer in said] == [(4, 5), (4, 7), (4, 9)]
     for answer, own in zip(said, (judge.concept, judge.hand, judge.factors), strict=True):
         judge.zero_grad()
@@ -100,7 +100,7 @@ def test_only_the_factors_are_read_from_where_things_lie():
     """The pooled answers forget the order of the places; the answer of the factors does not."""
     torch.manual_seed(0)
     judge = Judge(n_classes=5, n_hands=7, places=2).eval()
-    features = torch.rand(1, 512, 2, 2)
+    features = torch.rand(1, 512, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
     judge.trunk = nn.Identity()
     a, b = judge(features), judge(features.flip(3))
     torch.testing.assert_close(a.concept, b.concept)
@@ -126,7 +126,7 @@ def outputs(net, x):
 KINDS = {
     "autoencoder": (autoencoder, experts.load_autoencoder),
     "namer": (lambda: EfficientNetLite0(6), experts.load_namer),
-    "judge": (lambda: Judge(5, 7, places=2), experts.load_judge),
+    "judge": (lambda: Judge(5, 7, places=1), experts.load_judge),
 }
 
 
