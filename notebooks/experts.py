@@ -465,7 +465,7 @@ say(
     f"The prior's draws look like no drawing, although the latents of drawings have mean {best_latents.mean():.2f}, standard deviation "
     f"{best_latents.std():.2f} and correlations of {np.abs(correlated).mean():.2f} on average: their tails are heavy "
     f"(excess kurtosis {tails:.1f}), and what two numbers know of each other is not in a correlation. To make noise of "
-    f"latents, and latents of noise, is the work of an invertible network: {{doc}}`invariances`."
+    f"latents, and latents of noise, is the work of an invertible network."
 )
 
 # %% [markdown]
