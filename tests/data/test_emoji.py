@@ -144,5 +144,5 @@ def test_wrong_options_are_told(split, size, options, word):
 
 
 def test_unknown_data_set_is_told():
-    with pytest.raises(BookError, match="data 'imagenet'; wanted one of emoji"):
-        load("imagenet", "train", 32)
+    with pytest.raises(BookError, match="data 'svhn'; wanted one of emoji"):
+        load("svhn", "train", 32)
