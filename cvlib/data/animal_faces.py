@@ -150,9 +150,10 @@ def cut(root: str, image_net: str) -> int:
     """Cut the faces that animalface_coordinates.txt lists out of ImageNet, and return how many were new.
 
     They lie in the folder data of ``root`` then, each named by its picture and its four edges, of Pillow's
-    quality 75 as the authors' are; ``image_net`` is any root of :mod:`cvlib.data.imagenet`, or a folder with folders named by
-    synsets. Pictures are cut as they are stored, whatever their EXIF says, since the places were measured so;
-    beyond a picture it is black. Faces that lie there already are left: call it again to go on.
+    quality 75 as the authors' are; ``image_net`` is any root of :mod:`cvlib.data.imagenet`, or a folder with
+    folders named by synsets. Pictures are cut as they are stored, whatever their EXIF says, since the places
+    were measured so; beyond a picture it is black. Faces that lie there already are left: call it again to
+    go on.
 
     Raises: BookError for a missing or broken picture, or a place without an area or outside its picture.
     """
