@@ -50,7 +50,7 @@ from cvlib.data.base import derived_generator
 from cvlib.metrics import feature_batches, frechet, kid
 from cvlib.nn import PatchDiscriminator, hinge_d_loss, hinge_g_loss, vgg_loss
 from cvlib.nn.backbones import EfficientNetLite0, efficientnet_lite0
-from cvlib.nn.experts import freeze, load_autoencoder, load_judge, load_namer
+from cvlib.nn.experts import freeze, load_autoencoder, load_judge, load_namer, measure_norms
 from cvlib.nn.vae import DiagonalGaussian, VectorDecoder
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, show, table
@@ -138,17 +138,10 @@ NAMER_STEPS = 960  # of the committed namer, of which ``taught`` is a part
 
 
 # %%
-@torch.no_grad()
 def untrained(n_classes: int, drawings: Tensor) -> EfficientNetLite0:
     """Return a random EfficientNet-Lite0 whose norms have the statistics of ``drawings`` (N, 3, S, S), frozen."""
-    net = EfficientNetLite0(n_classes).train()
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the mean over all batches, not a running one
-        norm.reset_running_stats()
-    for images in drawings.split(128):
-        net.logits(images)
-    freeze(net)
+    net = EfficientNetLite0(n_classes)
+    measure_norms(net, drawings)
     return net
 
 

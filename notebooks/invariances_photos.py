@@ -46,7 +46,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvlib.claims import paired_bootstrap
 from cvlib.data import photo_factors
@@ -58,7 +58,7 @@ from cvlib.errors import BookError
 from cvlib.metrics import psnr
 from cvlib.nn import PatchDiscriminator, lpips_vgg16_hed, vgg_loss
 from cvlib.nn.backbones import EfficientNetLite0, efficientnet_lite0
-from cvlib.nn.experts import freeze, load_autoencoder
+from cvlib.nn.experts import freeze, load_autoencoder, measure_norms
 from cvlib.nn.vae import DiagonalGaussian, VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import credits, explorer, figure, look, picture, say, show, table
@@ -370,17 +370,11 @@ class Enlarging(EfficientNetLite0):
         return super().preprocess(F.interpolate(images, size=size, mode="bilinear", align_corners=False))
 
 
-@torch.no_grad()
 def untrained(side: int, images: Tensor) -> Enlarging:
     """Return a frozen random network, whose norms have the statistics of ``images`` (N, 3, S, S)."""
-    net = Enlarging().train()
+    net = Enlarging()
     net.side = side
-    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.momentum = None  # the mean over all batches, not a running one
-        norm.reset_running_stats()
-    for some in images.split(64):
-        net.logits(some)
-    freeze(net)
+    measure_norms(net, images, batch=64)
     return net
 
 

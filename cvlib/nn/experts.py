@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
-from cvlib.nn.backbones import BatchNorm, EfficientNetLite0, SmallCNN
+from cvlib.nn.backbones import BatchNorm, Classifier, EfficientNetLite0, SmallCNN
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.train.weights import load_weights_file, weights_metadata
 
@@ -27,6 +27,7 @@ __all__ = [
     "load_autoencoder",
     "load_judge",
     "load_namer",
+    "measure_norms",
 ]
 
 FACTORS = ("red", "green", "blue", "hue, cosine", "hue, sine", "size", "right", "down", "rotation")
@@ -100,7 +101,22 @@ def freeze(net: nn.Module) -> None:
             module.freeze()
 
 
-def _configuration(path: str | os.PathLike[str], kind: str) -> dict[str, object]:
+@torch.no_grad()
+def measure_norms(net: Classifier, images: Tensor, batch: int = 128) -> None:
+    """Give the norms of a random ``net`` the statistics of ``images`` (N, 3, S, S), and freeze it.
+
+    Without them next to nothing would come through: it is what an untrained network is compared with.
+    """
+    for module in net.train().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches, not a running one
+            module.reset_running_stats()
+    for some in images.split(batch):
+        net.logits(some)
+    freeze(net)
+
+
+def _configuration(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     found = weights_metadata(path)
     if "model" not in found or found.get("kind") != kind:
         seen = f"{os.fspath(path)}, weights of kind {found.get('kind', 'unknown')}"
@@ -113,7 +129,7 @@ def load_autoencoder(path: str | os.PathLike[str]) -> VectorAutoencoder:
 
     Raises: BookError if the file is absent or damaged, or holds another kind of network.
     """
-    net = VectorAutoencoder(**_configuration(path, "autoencoder"))  # type: ignore[arg-type]
+    net = VectorAutoencoder(**_configuration(path, "autoencoder"))
     load_weights_file(path, net)
     freeze(net)
     return net
@@ -124,7 +140,7 @@ def load_namer(path: str | os.PathLike[str]) -> EfficientNetLite0:
 
     Raises: as :func:`load_autoencoder`.
     """
-    net = EfficientNetLite0(**_configuration(path, "namer"))  # type: ignore[arg-type]
+    net = EfficientNetLite0(**_configuration(path, "namer"))
     load_weights_file(path, net)
     freeze(net)
     return net
@@ -132,7 +148,7 @@ def load_namer(path: str | os.PathLike[str]) -> EfficientNetLite0:
 
 def load_judge(path: str | os.PathLike[str]) -> Judge:
     """Return the frozen judge in ``path`` (.safetensors). Raises: as :func:`load_autoencoder`."""
-    net = Judge(**_configuration(path, "judge"))  # type: ignore[arg-type]
+    net = Judge(**_configuration(path, "judge"))
     load_weights_file(path, net)
     freeze(net)
     return net

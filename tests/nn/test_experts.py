@@ -231,3 +231,17 @@ def test_absent_and_damaged_files_are_told(kind, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(BookError, match="as its header says"):
         load(path)
+
+
+def test_measured_norms_are_those_of_the_images_and_stay():
+    torch.manual_seed(0)
+    net, x = EfficientNetLite0(6), torch.rand(12, 3, 32, 32, generator=gen()) * 2 - 1
+    experts.measure_norms(net, x, batch=12)
+    conv, norm = net.stem[0], net.stem[1]
+    with torch.no_grad():
+        seen = conv(net.preprocess(x))
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=1e-3, atol=1e-6)
+    before = norm.running_mean.clone()
+    net.train()(x + 1)
+    assert torch.equal(norm.running_mean, before)

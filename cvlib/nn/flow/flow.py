@@ -147,7 +147,7 @@ class ConditionalFlow(nn.Module):
         """Return v = t(x | cond), of the shape of ``x``, and log|det dv/dx| (B,)."""
         with without_autocast(x):
             v, logs = self._flat(x), []
-            if not x.is_meta and not self.blocks[0].norm.is_initialized:  # type: ignore[union-attr]
+            if not x.is_meta and not self.blocks[0].norm.is_initialized:  # type: ignore[union-attr]  # a FlowBlock's
                 self._check_given(x, cond, "x")  # before it decides where any ActNorm starts
             c = self._conditions(x, cond)
             for i, block in enumerate(self.blocks):
