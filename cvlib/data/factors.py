@@ -11,7 +11,18 @@ from torch import Tensor
 
 from cvlib.data.base import STEP
 
-__all__ = ["Factors", "compose", "hue_matrix", "lay_on", "sample_factors", "yiq"]
+__all__ = [
+    "TARGETS",
+    "Factors",
+    "compose",
+    "factor_targets",
+    "factors_from",
+    "hue_matrix",
+    "lay_on",
+    "placement",
+    "sample_factors",
+    "yiq",
+]
 
 # Luma and two colour differences (ITU-R BT.601): turning the latter two leaves greys and luma unchanged.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -84,6 +95,38 @@ def sample_factors(
     )
 
 
+TARGETS = ("red", "green", "blue", "hue, cosine", "hue, sine", "size", "right", "down", "rotation")
+_SMALLEST, _LARGEST = math.log(0.7), math.log(1.1)
+
+
+def factor_targets(factors: Tensor) -> Tensor:
+    """Return ``factors`` (B, 8; columns as in ``Factors.NAMES``) as networks estimate them: (B, 9).
+
+    Columns as in ``TARGETS``. Each has mean 0 and variance 1 under :func:`sample_factors` and its default
+    bounds; the hue, an angle, comes as cosine and sine, and the size as the logarithm of the scale.
+    """
+    colour, hue, scale, shift, rotation = factors.split([3, 1, 1, 2, 1], dim=1)
+    size = (scale.log() - (_SMALLEST + _LARGEST) / 2) / (_LARGEST - _SMALLEST) * 2
+    turn = torch.cat([hue.cos(), hue.sin()], 1) * math.sqrt(2)
+    even = torch.cat([size, shift / 0.1, rotation / (math.pi / 6)], 1)  # uniform in [-1, 1]
+    return torch.cat([colour * math.sqrt(3), turn, even * math.sqrt(3)], 1)
+
+
+def factors_from(targets: Tensor) -> Tensor:
+    """The inverse of :func:`factor_targets`: (B, 9) to (B, 8). Of cosine and sine only the angle counts.
+
+    >>> table = sample_factors(5, torch.Generator().manual_seed(0)).tensor()
+    >>> torch.allclose(factors_from(factor_targets(table)), table, atol=1e-5)
+    True
+    """
+    colour, turn, even = targets.split([3, 2, 4], dim=1)
+    size, right, down, rotation = (even / math.sqrt(3)).unbind(1)
+    scale = (size * (_LARGEST - _SMALLEST) / 2 + (_SMALLEST + _LARGEST) / 2).exp()
+    hue = torch.atan2(turn[:, 1], turn[:, 0])
+    rest = torch.stack([hue, scale, right * 0.1, down * 0.1, rotation * (math.pi / 6)], 1)
+    return torch.cat([colour / math.sqrt(3), rest], 1)
+
+
 def yiq(images: Tensor) -> Tensor:
     """Return luma and the two colour differences of YIQ (BT.601) of images (B, 3, H, W), (B, 3, H, W).
 
@@ -118,14 +161,16 @@ def lay_on(rgba: Tensor, background: Tensor, *, out: Tensor | None = None) -> Te
     return colour.addcmul_(clear, (background + 1)[:, :, None, None])
 
 
-def _grid(factors: Factors, size: int) -> Tensor:
-    """Where each output pixel looks in the drawing: the inverse of scale, then rotation, then shift."""
+def placement(factors: Factors) -> Tensor:
+    """Return the maps (B, 2, 3) from a place in the image to that in the drawing, both in [-1, 1].
+
+    The inverse of scale, then rotation, then shift; as ``torch.nn.functional.affine_grid`` takes it.
+    """
     c, s = torch.cos(factors.rotation), torch.sin(factors.rotation)
     turn = torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
     linear = turn / factors.scale[:, None, None]
-    offset = linear @ (2 * factors.shift[:, :, None])  # grid_sample counts in half images
-    theta = torch.cat([linear, -offset], -1)
-    return F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False)
+    offset = linear @ (2 * factors.shift[:, :, None])  # places are counted in half images
+    return torch.cat([linear, -offset], -1)
 
 
 def compose(rgba: Tensor, factors: Factors) -> Tensor:
@@ -145,7 +190,8 @@ def compose(rgba: Tensor, factors: Factors) -> Tensor:
         return lay_on(rgba, factors.background)
     drawn = rgba.to(torch.float32).div_(255)
     if moved:
-        drawn = F.grid_sample(drawn, _grid(factors, rgba.shape[-1]), align_corners=False)
+        grid = F.affine_grid(placement(factors), list(drawn.shape), align_corners=False)
+        drawn = F.grid_sample(drawn, grid, align_corners=False)
     colour, alpha = drawn[:, :3], drawn[:, 3:]
     if (factors.hue != 0).any():
         turned = torch.einsum("bij,bjhw->bihw", hue_matrix(factors.hue), colour)

@@ -5,7 +5,6 @@ Trained on the page ``experts``. Source of their parts: :mod:`cvlib.nn.vae`, :mo
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -13,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvlib.data.factors import TARGETS
 from cvlib.errors import BookError
 from cvlib.nn.backbones import BatchNorm, Classifier, EfficientNetLite0, SmallCNN
+from cvlib.nn.framed import map_head
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.train.weights import load_weights_file, weights_metadata
 
 __all__ = [
-    "FACTORS",
     "Judge",
     "Judgement",
-    "factor_targets",
     "freeze",
     "load_autoencoder",
     "load_judge",
@@ -30,31 +29,13 @@ __all__ = [
     "measure_norms",
 ]
 
-FACTORS = ("red", "green", "blue", "hue, cosine", "hue, sine", "size", "right", "down", "rotation")
-
-
-def factor_targets(factors: Tensor) -> Tensor:
-    """Return what a judge says of ``factors`` (B, 8; columns as in ``Factors.NAMES``): (B, 9), as in FACTORS.
-
-    Each has mean 0 and variance 1 under :func:`cvlib.data.sample_factors` and its default bounds; the hue, an
-    angle, comes as cosine and sine, and the size as the logarithm of the scale.
-    """
-    colour, hue, scale, shift, rotation = factors.split([3, 1, 1, 2, 1], dim=1)
-    log_low, log_high = math.log(0.7), math.log(1.1)
-    size = (scale.log() - (log_low + log_high) / 2) / (log_high - log_low) * 2
-    turn = torch.cat([hue.cos(), hue.sin()], 1) * math.sqrt(2)
-    even = torch.cat([size, shift / 0.1, rotation / (math.pi / 6)], 1) * math.sqrt(
-        3
-    )  # uniform in [-1, 1] before
-    return torch.cat([colour * math.sqrt(3), turn, even], 1)
-
 
 class Judgement(NamedTuple):
     """What a judge says of B pictures."""
 
     concept: Tensor  #: logits (B, n_classes)
     hand: Tensor  #: logits (B, n_hands)
-    factors: Tensor  #: estimates (B, 9) of :func:`factor_targets`
+    factors: Tensor  #: estimates (B, 9) of :func:`cvlib.data.factors.factor_targets`
 
 
 class Judge(nn.Module):
@@ -75,14 +56,7 @@ class Judge(nn.Module):
         self.trunk = SmallCNN()
         self.concept = nn.Linear(self.trunk.width, n_classes)
         self.hand = nn.Linear(self.trunk.width, n_hands)
-        self.factors = nn.Sequential(
-            nn.Conv2d(self.trunk.width, 32, 1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * places**2, 256),
-            nn.ReLU(),
-            nn.Linear(256, len(FACTORS)),
-        )
+        self.factors = map_head(self.trunk.width, places, len(TARGETS))
 
     def forward(self, images: Tensor) -> Judgement:
         features = self.trunk(F.avg_pool2d(images, 2))

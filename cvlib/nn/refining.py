@@ -37,15 +37,20 @@ class LinearEncoder(nn.Module):
     The log-variance of each of the ``dim`` features is learned, the same for all images.
     """
 
-    def __init__(self, dim: int, thumbnail: int) -> None:
+    def __init__(self, dim: int, thumbnail: int, channels: int = 3, outputs: int | None = None) -> None:
         super().__init__()
         self.thumbnail = thumbnail
-        self.linear = nn.Linear(3 * thumbnail**2, dim)
+        self.linear = nn.Linear(channels * thumbnail**2, dim if outputs is None else outputs)
         self.log_variance = nn.Parameter(torch.full((dim,), -6.0))  # little noise at first
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what stands before the linear code (B, 0), and what it reads, flat (B, 3 thumbnail²)."""
+        seen = shrink(x, self.thumbnail).flatten(1)
+        return seen[:, :0], seen
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
         with without_autocast(x):
-            mean = self.linear(shrink(x, self.thumbnail).flatten(1).to(self.linear.weight.dtype))
+            mean = self.linear(self.look(x)[1].to(self.linear.weight.dtype))
             return DiagonalGaussian(torch.cat([mean, self.log_variance.expand_as(mean)], 1))
 
 
@@ -72,10 +77,13 @@ class RefiningDecoder(nn.Module):
         self.norm = GroupNorm(widths[0], 4)
         self.last = nn.Conv2d(widths[0], 3 * (side // thumbnail) ** 2, 3, padding=1)
 
+    def paint(self, z: Tensor) -> Tensor:
+        """Return the thumbnails (B, 3, thumbnail, thumbnail) that are to be refined."""
+        return self.linear(z).unflatten(1, (3, self.thumbnail, self.thumbnail))
+
     def forward(self, z: Tensor) -> Tensor:
         with without_autocast(z):
-            small = self.linear(z.to(self.linear.weight.dtype))
-            small = small.unflatten(1, (3, self.thumbnail, self.thumbnail))
+            small = self.paint(z.to(self.linear.weight.dtype))
         x, passed = self.first(small), []
         for k, block in enumerate(self.down):
             x = block(x if not k else self.fall[k - 1](x))

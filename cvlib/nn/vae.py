@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from cvlib.errors import BookError
 from cvlib.nn.autoencoder import GroupNorm, ResBlock, Upsample
+from cvlib.nn.framed import FRAME, FramedDecoder, FramedEncoder
 from cvlib.nn.gaussian import DiagonalGaussian
 from cvlib.nn.precision import without_autocast
-from cvlib.nn.refining import LinearEncoder, RefiningDecoder, enlarge, shrink
+from cvlib.nn.refining import LinearEncoder, RefiningDecoder, enlarge
 
 __all__ = ["DiagonalGaussian", "VectorAutoencoder", "VectorDecoder", "VectorEncoder", "calibrated_nll"]
 
@@ -77,8 +78,10 @@ class VectorAutoencoder(nn.Module):
 
     With ``patch`` 2 the networks never work at full size, where on a CPU nearly all of the time goes. With
     ``thumbnail`` E is linear in the image at that size, and D refines what a linear map paints
-    (:mod:`cvlib.nn.refining`); :meth:`start_from` sets both to principal components.
-    Raises: BookError if patches and widths halve the image away, or leave a remainder, or the thumbnail does.
+    (:mod:`cvlib.nn.refining`); ``framed``, the first eight features are the frame that a network reads, and
+    linear is what is left (:mod:`cvlib.nn.framed`). :meth:`start_from` sets both to principal components.
+    Raises: BookError if patches and widths halve the image away, or leave a remainder, or the thumbnail does;
+    or if there is a frame and no thumbnail, or nothing beside the frame.
 
     >>> net = VectorAutoencoder(side=16, dim=5, widths=(8, 16))
     >>> q = net.encode(torch.zeros(2, 3, 16, 16))
@@ -94,6 +97,7 @@ class VectorAutoencoder(nn.Module):
         n_blocks: int = 1,
         patch: int = 1,
         thumbnail: int = 0,
+        framed: bool = False,
     ) -> None:
         super().__init__()
         if thumbnail and (side % thumbnail or thumbnail % 2 ** (len(widths) - 1)):
@@ -105,6 +109,9 @@ class VectorAutoencoder(nn.Module):
                 "at least one, without a remainder",
                 "change widths or patch",
             )
+        if framed and (not thumbnail or dim <= FRAME or side % 32):
+            seen = f"a frame, {dim} features, thumbnails of {thumbnail} px for {side} px"
+            raise BookError(seen, f"thumbnails, a multiple of 32 px, more than {FRAME} features")
         self.config: dict[str, Any] = {
             "side": side,
             "dim": dim,
@@ -112,10 +119,14 @@ class VectorAutoencoder(nn.Module):
             "n_blocks": n_blocks,
             "patch": patch,
             "thumbnail": thumbnail,
+            "framed": framed,
         }
         self.encoder: VectorEncoder | LinearEncoder
         self.decoder: VectorDecoder | RefiningDecoder
-        if thumbnail:
+        if framed:
+            self.encoder = FramedEncoder(side, dim, thumbnail)
+            self.decoder = FramedDecoder(side, dim, thumbnail, widths, n_blocks)
+        elif thumbnail:
             self.encoder = LinearEncoder(dim, thumbnail)
             self.decoder = RefiningDecoder(side, dim, thumbnail, widths, n_blocks)
         else:
@@ -138,30 +149,39 @@ class VectorAutoencoder(nn.Module):
     def start_from(self, images: Tensor) -> None:
         """Set both linear maps to principal components of ``images`` (N, 3, side, side), the rest to zero.
 
-        The mean of q is then z_k = u_k . (thumbnail - mean) / s_k, of unit variance over the images, and the
-        decoder paints the mean plus the sum of s_k z_k u_k: the best linear code for N(0, I), from which the
-        networks go on. λ becomes the logarithm of its mean error. Draws from torch's global generator.
+        With s_k the deviation of component u_k and s that of the first one left out, each feature is as noisy
+        as what is left out: z_k = (u_k . (thumbnail - mean) + s eps) / sqrt(s_k^2 + s^2), of unit variance
+        over the images. The decoder paints the mean plus the sum of u_k z_k s_k^2 / sqrt(s_k^2 + s^2): the
+        best linear guess, from which the networks go on. λ becomes the logarithm of its mean error.
+        ``framed``, thumbnails are of lifted drawings, and the frame keeps its little noise. Draws from
+        torch's global generator.
         Raises: BookError without linear maps, or with as many components as images.
         """
-        dim, thumbnail = self.config["dim"], self.config["thumbnail"]
         if not isinstance(self.encoder, LinearEncoder) or not isinstance(self.decoder, RefiningDecoder):
             seen = "an autoencoder without thumbnails"
             raise BookError(seen, "linear maps to set", "give thumbnail a size")
         reader, painter = self.encoder.linear, self.decoder.linear
+        dim = reader.out_features
         if len(images) <= dim:
             raise BookError(f"{len(images)} images for {dim} components", f"at least {dim + 1}")
-        small = shrink(images.float(), thumbnail).flatten(1)
-        mean = small.mean(0)
-        _, s, u = torch.svd_lowrank(small - mean, q=min(len(images), small.shape[1], 2 * dim), niter=4)
-        u, s = u[:, :dim], (s[:dim] / math.sqrt(len(images) - 1)).clamp_min(1e-6)
-        reader.weight.copy_((u / s).T)
-        reader.bias.copy_(-mean @ (u / s))
-        painter.weight.copy_(u * s)
+        found = torch.cat([self.encoder.look(x.float())[1] for x in images.split(256)])
+        mean = found.mean(0)
+        _, s, u = torch.svd_lowrank(found - mean, q=min(len(images), found.shape[1], 2 * dim), niter=4)
+        s = (s / math.sqrt(len(images) - 1)).clamp_min(1e-6)
+        s, left, u = s[:dim], s[dim] if len(s) > dim else s[-1], u[:, :dim]
+        whole = (s**2 + left**2).sqrt()
+        reader.weight.copy_((u / whole).T)
+        reader.bias.copy_(-mean @ (u / whole))
+        painter.weight.copy_(u * (s**2 / whole))
         painter.bias.copy_(mean)
+        self.encoder.log_variance[-dim:].copy_(2 * (left / whole).log())
         for parameter in self.decoder.last.parameters():
             parameter.zero_()
-        painted = enlarge(painter(reader(small)).unflatten(1, (3, thumbnail, -1)), images.shape[-1])
-        self.log_variance.fill_((painted - images).abs().mean().clamp_min(1e-6).log())
+        error = 0.0
+        for x in images.split(256):
+            z = self.encode(x).sample()
+            error += (enlarge(self.decoder.paint(z), x.shape[-1]) - x).abs().mean().item() * len(x)
+        self.log_variance.fill_(math.log(max(error / len(images), 1e-6)))
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:
         """Return D(z) for z ~ E(x), and E(x)."""

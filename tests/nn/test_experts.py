@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from cvlib.data import emoji
+from cvlib.data.factors import TARGETS as FACTORS
+from cvlib.data.factors import factor_targets
 from cvlib.errors import BookError
 from cvlib.nn import experts
 from cvlib.nn.backbones import EfficientNetLite0
-from cvlib.nn.experts import FACTORS, Judge, factor_targets
+from cvlib.nn.experts import Judge
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.train.weights import save_weights
 

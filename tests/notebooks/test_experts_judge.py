@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 
 from cvlib.data import emoji
-from cvlib.nn.experts import Judge, Judgement, factor_targets
+from cvlib.data.factors import factor_targets
+from cvlib.nn.experts import Judge, Judgement
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import definitions
 from cvlib.train import Runtime

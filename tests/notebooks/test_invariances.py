@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, r2_score
 
 from cvlib.data.base import derived_generator
-from cvlib.nn.experts import factor_targets
+from cvlib.data.factors import factor_targets
 from cvlib.nn.vae import DiagonalGaussian
 from tests import tiny_study
 from tests.tiny_study import CLASSES, DIM, HANDS, gen, images

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from cvlib.data import emoji
+from cvlib.data.factors import factor_targets
 from cvlib.nn import SemanticFlow
-from cvlib.nn.experts import Judgement, factor_targets
+from cvlib.nn.experts import Judgement
 from tests import tiny_study
 from tests.tiny_study import CLASSES, DIM, HANDS, gen, images
 

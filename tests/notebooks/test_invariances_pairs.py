@@ -11,7 +11,7 @@ import torch
 
 from cvlib.data import emoji
 from cvlib.data.base import Draws
-from cvlib.nn.experts import factor_targets
+from cvlib.data.factors import factor_targets
 from cvlib.train import Runtime
 from tests import tiny_study
 from tests.tiny_study import gen
