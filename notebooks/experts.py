@@ -43,7 +43,9 @@ from cvlib.assets import member
 from cvlib.data import Dataset, emoji_naming, load
 from cvlib.data.base import derived_generator, to_float
 from cvlib.data.factors import factor_targets
+from cvlib.data.outputs import weights_digest
 from cvlib.data.pictures import read_picture
+from cvlib.errors import BookError
 from cvlib.metrics import psnr
 from cvlib.nn import PatchDiscriminator, hinge_d_loss, hinge_g_loss, lpips_vgg16_hed, vgg_loss
 from cvlib.nn.backbones import EfficientNetLite0, efficientnet_lite0
@@ -80,7 +82,12 @@ device = "auto"
 precision = "auto"
 run_dir = "runs/experts"
 pretrained = True  # show the committed experts too; training below always starts from nothing
-record = False  # True writes this run's weights to book/results/weights
+made = [
+    "autoencoder",
+    "namer",
+    "judge",
+]  # whom ``steps`` speaks of; of the others this run shows small beginnings
+record = False  # True writes the weights of those to book/results/weights
 
 # %%
 page = begin("experts", globals())
@@ -90,8 +97,14 @@ runtime = Runtime(device=device, precision=precision)
 plain = Runtime(device=device, precision="fp32" if runtime.device.type == "cpu" else precision)
 seed_everything(seed)
 taming = page.definitions("taming")  # the adaptive weight is explained there
-namer_steps = max(2, round(1.2 * steps))
-is_trained = steps >= 500  # checks of quality ask for the report scale
+unknown = sorted(set(made) - {"autoencoder", "namer", "judge"})
+if unknown:
+    raise BookError(f"expert {', '.join(unknown)}", "some of autoencoder, namer, judge")
+base = {name: steps if name in made else min(steps, 40) for name in ("autoencoder", "namer", "judge")}
+steps, namer_steps, judge_steps = (
+    max(2, round(k * base[name])) for name, k in (("autoencoder", 1), ("namer", 1.2), ("judge", 4))
+)
+is_trained = min(base.values()) >= 500  # checks of quality ask for the report scale
 print(runtime.describe())
 print(f"{image_size} px as {dim} numbers; {steps} steps of the autoencoder, {namer_steps} of the namer")
 
@@ -792,7 +805,7 @@ jury = emoji_naming.load("all", image_size)
 n_hands = len(jury.label_names["hand"])
 seed_everything(seed)
 judge = runtime.prepare(Judge(n_classes, n_hands, image_size // 16))
-judge_steps = 4 * steps
+copyist = model if "autoencoder" in made else best
 judge_config = {
     "expert": "judge",
     "seed": seed,
@@ -801,7 +814,7 @@ judge_config = {
     "data": jury.hash,
     "model": dict(judge.config),
     "learning_rate": 2e-3,
-    "autoencoder": trained.folder.name,  # the run whose reconstructions it sees
+    "autoencoder": weights_digest(copyist),  # whose reconstructions it sees
     "precision": runtime.precision,
 }
 judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
@@ -810,7 +823,7 @@ judge_run = fit(
     config=judge_config,
     modules={"judge": judge},
     optimizers={"judge": judge_optimizer},
-    batches=Benches(jury, namer_batch, model, seed, runtime),
+    batches=Benches(jury, namer_batch, copyist, seed, runtime),
     step=judge_step(judge, judge_optimizer, runtime),
     steps=judge_steps,
     runtime=runtime,
@@ -895,18 +908,16 @@ picture(
 # ```
 
 # %%
-if page.record:  # the report run leaves its experts to the other pages
-    made = {
-        "command": "make report CHAPTER=experts",
-        "licence": "CC BY-SA 4.0",
-        "steps": steps,
-    }
+made_here = made if page.record else []  # the report run leaves its experts to the other pages
+card = {"command": "make report CHAPTER=experts", "licence": "CC BY-SA 4.0"}
+if "autoencoder" in made_here:
     page.keep_weights(
         "experts_autoencoder",
         model,
-        made
+        card
         | {
             "kind": "autoencoder",
+            "steps": steps,
             "model": model.config,
             "data": f"emoji, {image_size} px with factors, {train.hash}",
             "commit": trained.result["commit"],
@@ -917,12 +928,14 @@ if page.record:  # the report run leaves its experts to the other pages
         },
         limits="Emoji-like drawings of 64 px on one colour; thin lines and lettering are lost. No use beyond this book is intended.",
     )
+if "namer" in made_here:
     page.keep_weights(
         "experts_namer",
         namer,
-        made
+        card
         | {
             "kind": "namer",
+            "steps": namer_steps,
             "model": {"n_classes": n_classes},
             "classes": named["train"].label_names["concept"],
             "data": f"emoji, {image_size} px with factors, {named['train'].hash}",
@@ -931,12 +944,14 @@ if page.record:  # the report run leaves its experts to the other pages
         scores={f"right among {k}, unseen hands": top(own_logits, labels, k) for k in (1, 5)},
         limits="Names 877 concepts of emoji at 64 px; always names one. No use beyond this book is intended.",
     )
+if "judge" in made_here:
     page.keep_weights(
         "experts_judge",
         judge,
-        made
+        card
         | {
             "kind": "judge",
+            "steps": judge_steps,
             "model": judge.config,
             "hands": jury.label_names["hand"],
             "data": f"emoji, {image_size} px with factors, {jury.hash}",

@@ -589,6 +589,9 @@ picture(
 # **What differs?** The judge looks at the resampled pictures. For a class, how often it still sees that of the drawing; for a number, what part of the
 # variance of its answers lies *between* representations and not within: $R = 1 - \mathbb E_z \operatorname{Var}_v / \operatorname{Var}$ by the law of total variance.
 # **Is it consistent?** The namer encodes the resampled pictures again; the cosine of the two representations, minus that with another drawing's.
+#
+# A layer can keep only what it has: the concept of a drawing that is taken for something else never was in the answer. So the drawings that are measured are those that
+# the namer names rightly.
 
 
 # %%
@@ -625,7 +628,17 @@ def measure(layer: LayerFlow, rows: Tensor, generator: torch.Generator, n: int =
     }
 
 
-measured_rows = torch.linspace(0, n_test - 1, min(256 if is_trained else 64, n_test)).long()
+def named_rightly(study: Study, count: int) -> Tensor:
+    """Return at most ``count`` test rows, spread evenly over those that the namer names rightly.
+
+    Over all, if those are fewer than eight: an untrained network is right too seldom.
+    """
+    is_right = study.z("test", "logits").argmax(1) == study.labels["concept"]
+    rows = is_right.nonzero()[:, 0] if is_right.sum() >= 8 else torch.arange(len(is_right))
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
+
+
+measured_rows = named_rightly(study, 256 if is_trained else 64)
 found = {
     name: measure(layer, measured_rows, derived_generator(seed, "measure", name))
     for name, layer in flows.items()
@@ -741,13 +754,8 @@ def seen_through(layer: LayerFlow, rows: Tensor, images: Tensor) -> Tensor:
 
 
 EPSILON = 0.06  # of 2, the range of a pixel. Paper: 0.02
-answer = study.z("test", "logits", measured_rows).argmax(1)
-named_right = measured_rows[answer == study.labels["concept"][measured_rows]]
-attacked_rows = (
-    named_right if len(named_right) >= 8 else measured_rows
-)  # an untrained namer is right too seldom
-clean = study.known["test"].pictures(attacked_rows)
-truth = study.labels["concept"][attacked_rows]
+clean = study.known["test"].pictures(measured_rows)
+truth = study.labels["concept"][measured_rows]
 spoiled = {
     "attack": attack(study, clean, EPSILON),
     "noise": attack(study, clean, EPSILON, derived_generator(seed, "noise")),
@@ -755,7 +763,7 @@ spoiled = {
 said_by_namer = {how: study.encode("logits", images).argmax(1) for how, images in spoiled.items()}
 fooled = said_by_namer["attack"] != truth
 through = {
-    (name, how): seen_through(flows[name], attacked_rows, images)
+    (name, how): seen_through(flows[name], measured_rows, images)
     for name in chosen
     for how, images in spoiled.items()
 }
@@ -783,7 +791,7 @@ table(
 )
 
 # %%
-first = torch.arange(len(attacked_rows))[fooled][:8] if fooled.any() else torch.arange(8)
+first = torch.arange(len(measured_rows))[fooled][:8] if fooled.any() else torch.arange(8)
 picture(
     clean[first],
     spoiled["attack"][first],
@@ -794,7 +802,7 @@ picture(
     caption=f"The first drawings that the attack (ε = {EPSILON}) made the namer misname; below, v of the clean drawing and z of the attacked one.",
 )
 say(
-    f"The attack changes the answer for {fooled.float().mean():.0%} of {len(attacked_rows)} drawings that were named rightly, noise of the same size for "
+    f"The attack changes the answer for {fooled.float().mean():.0%} of {len(measured_rows)} drawings that were named rightly, noise of the same size for "
     f"{(said_by_namer['noise'] != truth).float().mean():.0%}."
 )
 

@@ -278,7 +278,7 @@ def inverter_step(
 # ## The judge
 #
 # All measures are taken on the test drawings: hands that the namer never saw draw these concepts. Each layer is asked with
-# four pictures of each of 512 drawings, by the story's measures.
+# four pictures of each of 512 drawings that the namer names rightly, by the story's measures: of the others, its answer never held the concept.
 #
 # - **concept kept**: how often the judge still sees the concept, as part of how often it does so after the autoencoder alone.
 # - **hand above chance**: how much more often than the commonest hand the judge sees the hand of the drawing.
@@ -319,7 +319,7 @@ def lay_out(image_size: int, n_views: int, recipe: Any, runtime: Runtime, root: 
         return feature_batches(eye, pictures)
 
     n = len(study.known["test"])
-    rows = spread_over(n, N_MEASURED)
+    rows = story.named_rightly(study, N_MEASURED)
     again = study.judged(study.decode(study.latents[rows]))
     ceiling = {
         "concept": story.right(again.concept, study.labels["concept"][rows]),
