@@ -148,6 +148,8 @@ class Study:
     judge: Judge
     known: dict[str, Outputs]  # "train" and "test"
     runtime: Runtime
+    read: Callable[[Any, Tensor], dict[str, Tensor]] = representations  # z of the layers of another network
+    at_most: int | None = None  # rows to fit a probe or a scale on
 
     @cached_property
     def latents(self) -> Tensor:
@@ -171,8 +173,9 @@ class Study:
 
     @property
     def fitted(self) -> Tensor:
-        """Training rows with one view of each drawing, for probes."""
-        return torch.arange(len(self.known["train"].data))
+        """Training rows with one view of each drawing, for probes; evenly spread if they are too many."""
+        n = len(self.known["train"].data)
+        return torch.linspace(0, n - 1, min(n, self.at_most or n)).round().long()
 
     def z(self, split: str, name: str, rows: Tensor | None = None) -> Tensor:
         """Return the representations (N, ...) of a layer, of ``rows`` of a split."""
@@ -193,7 +196,7 @@ class Study:
     def encode(self, name: str, pictures: Tensor) -> Tensor:
         """Return what a layer is made from (N, ...), anew, of pictures (N, 3, S, S), on the CPU."""
         parts = [
-            representations(self.namer, x.to(self.runtime.device))[column_of(name)].float().cpu()
+            self.read(self.namer, x.to(self.runtime.device))[column_of(name)].float().cpu()
             for x in pictures.split(128)
         ]
         return torch.cat(parts)
@@ -461,12 +464,18 @@ class Recipe:
 
 
 def train_flow(
-    study: Study, name: str, recipe: Recipe, seed: int, root: str, **options: Any
+    study: Study,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    root: str,
+    build: Callable[..., ConditionalFlow] = build_flow,
+    **options: Any,
 ) -> tuple[LayerFlow, RunResult]:
     """Return the flow of one layer and its run; a finished run is recognised. ``options`` go to ``fit``."""
     seed_everything(seed)
     z, runtime = study.z("train", name, study.fitted), study.runtime
-    flow = build_flow(study.latents.shape[1], tuple(z.shape[1:]), recipe.n_blocks, recipe.width, recipe.depth)
+    flow = build(study.latents.shape[1], tuple(z.shape[1:]), recipe.n_blocks, recipe.width, recipe.depth)
     layer = LayerFlow(study, name, runtime.prepare(flow), z.mean().item(), z.std().item())
     config = {"layer": name, "seed": seed, "data": study.known["train"].hash, **vars(recipe)}
     optimizer = torch.optim.Adam(layer.flow.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))

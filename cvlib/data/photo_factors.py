@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,17 @@ from cvlib.data.factors import hue_matrix, yiq
 from cvlib.data.store import digest
 from cvlib.errors import BookError
 
-__all__ = ["FACTORS", "RANGES", "FactorPhotos", "apply_factors", "colour_matrix", "load", "neutral", "sample"]
+__all__ = [
+    "FACTORS",
+    "RANGES",
+    "SOURCES",
+    "FactorPhotos",
+    "apply_factors",
+    "colour_matrix",
+    "load",
+    "neutral",
+    "sample",
+]
 
 FACTORS = ("hue", "saturation", "brightness", "zoom", "rotation", "mirror")  # columns of a table of factors
 
@@ -31,6 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "rotation": (-math.pi / 8, math.pi / 8),
     "mirror": (0.0, 1.0),
 }
+#: What crops are taken from, and the label that says what they show.
+SOURCES = {"photos": "photo", "imagenet": "class", "animal_faces": "class", "image_folder": "class"}
 _MARGIN = 3 / 2  # side of the canvas over that of the image: the widest look, turned furthest, stays inside
 
 
@@ -102,7 +113,7 @@ def apply_factors(canvas: Tensor, factors: Tensor, size: int) -> Tensor:
 
 
 class FactorPhotos(Dataset):
-    """Crops whose batches hold "factors", float (B, 6), columns as in :data:`FACTORS`; label "photo".
+    """Crops whose batches hold "factors", float (B, 6), columns as in :data:`FACTORS`; labels of the source.
 
     With augmentation place and factors are drawn, without they are the item's own place and neutral. The
     generator is first used for the places, then for the factors.
@@ -142,16 +153,26 @@ class FactorPhotos(Dataset):
 
 
 def load(
-    split: str, image_size: int, *, kinds: Sequence[str] = ("photo", "texture"), short_side: int = 0
+    split: str, image_size: int, *, data: str = "photos", root: str = "", short_side: int = 0, **options: Any
 ) -> FactorPhotos:
-    """Return a split ("train", "validation", "test") of the crops, from parts that share no pixel.
+    """Return a split ("train", "validation", "test") of crops with factors from one of :data:`SOURCES`.
 
-    An item is one of 64 places of a photograph. ``kinds`` and ``short_side`` are as in
-    :func:`cvlib.data.photos.load`, but 0 stands for five times ``image_size``.
-    Raises: BookError for a size that is no multiple of 4, or an option outside its values.
+    The splits are the data set's own. Of "photos" they share no pixel, and an item is one of 64 places of a
+    photograph. ``root`` is the folder of the others, ``options`` are those of the data set's own ``load``,
+    such as kinds or subset. ``short_side`` 0 stands for five times ``image_size`` of "photos", and for the
+    side of the canvas of all others: a neutral crop shows two thirds of the short side.
+
+    Raises: BookError for a size that is no multiple of 4, another data set, pictures without the label, or
+    what the data set's own ``load`` refuses.
     """
     if image_size % 4:
         raise BookError(f"image_size {image_size}", "a multiple of 4")
-    canvas, short_side = round(_MARGIN * image_size), short_side or 5 * image_size
-    source = load_data("photos", split, canvas, kinds=kinds, short_side=short_side, flip=False)
+    if data not in SOURCES:
+        raise BookError(f"data {data!r}", f"one of {', '.join(SOURCES)}")
+    canvas = round(_MARGIN * image_size)
+    short_side = short_side or (5 * image_size if data == "photos" else canvas)
+    source = load_data(data, split, canvas, root=root, short_side=short_side, flip=False, **options)
+    if SOURCES[data] not in source.labels:
+        seen = f"pictures in {root} that lie in no folder of a class"
+        raise BookError(seen, "each in a subfolder named by its class")
     return FactorPhotos(source, image_size)

@@ -213,3 +213,13 @@ def test_wrong_options_are_told():
         photo_factors.load("train", 30)
     with pytest.raises(BookError, match="split"):
         photo_factors.load("all", 32)
+    with pytest.raises(BookError, match="data 'emoji'; wanted one of photos, imagenet"):
+        photo_factors.load("train", 32, data="emoji")
+    with pytest.raises(BookError, match=r"no folder for animal_faces; .*pass data_root"):
+        photo_factors.load("train", 32, data="animal_faces")
+
+
+def test_options_are_those_of_the_data_set():
+    part = photo_factors.load("test", SIZE, kinds=["texture"], short_side=120)
+    source = load("photos", "test", 24, kinds=["texture"], short_side=120, flip=False)
+    assert part.source.hash == source.hash and part.label_names["photo"] == ["brick", "grass", "gravel"]
