@@ -61,6 +61,34 @@ def test_representations_are_what_the_stages_give_one_after_the_other(page, nets
     torch.testing.assert_close(found["logits"], namer.logits(x))
 
 
+class Said:
+    """A study of which only the answers and the labels are known."""
+
+    def __init__(self, answer, concept):
+        self.labels = {"concept": concept}
+        self.logits = F.one_hot(answer, 10).float()
+
+    def z(self, split, name):
+        assert (split, name) == ("test", "logits")
+        return self.logits
+
+
+def test_measured_are_drawings_that_the_namer_names_rightly(page):
+    concept = torch.randint(10, (90,), generator=gen(1))
+    answer = torch.where(torch.rand(90, generator=gen(2)) < 0.4, concept, (concept + 3) % 10)
+    wanted = [k for k in range(90) if answer[k] == concept[k]]
+    assert 20 < len(wanted) < 60
+    study = Said(answer, concept)
+    assert page.named_rightly(study, 200).tolist() == wanted
+    some = page.named_rightly(study, 9).tolist()
+    assert len(set(some)) == 9 and set(some) <= set(wanted)
+    assert some[0] == wanted[0] and some[-1] == wanted[-1]  # spread over all of them
+    steps = np.diff([wanted.index(k) for k in some])
+    assert steps.max() - steps.min() <= 1
+    hardly = Said(torch.where(torch.arange(90) < 7, concept, (concept + 1) % 10), concept)
+    assert page.named_rightly(hardly, 200).tolist() == list(range(90))  # seven are too few
+
+
 @torch.no_grad()
 def test_a_study_knows_what_the_experts_say_of_its_drawings(page, study):
     rows = torch.tensor([7, 0, 4])
