@@ -18,7 +18,7 @@
 #
 # | expert | what it does | where it comes from |
 # |---|---|---|
-# | autoencoder | a picture of 64 × 64 px to 192 numbers $\bar z = E(x)$ and back, $x \approx D(\bar z)$ | trained here |
+# | autoencoder | a picture of 64 × 64 px to 256 numbers $\bar z = E(x)$ and back, $x \approx D(\bar z)$ | trained here |
 # | namer | says which of 877 concepts a drawing shows | EfficientNet-Lite0 from ImageNet, fine-tuned here |
 # | ImageNet network | says which of 1,000 classes a photograph shows | EfficientNet-Lite0 as published |
 #
@@ -69,7 +69,7 @@ seed = 0
 steps = 40  # of the autoencoder; its reader and the judge take 4, the namer 1.2 times as many. Paper: 631,606 and 1,672,855
 batch_size = 32  # paper: 25
 image_size = 64  # paper: 128
-dim = 192  # of the latent. Paper: 128
+dim = 256  # of the latent. Paper: 128
 learning_rate = 5e-4  # paper: 4.5e-6 x batch size
 perceptual_weight = 0.25  # of the distance of VGG-19 beside the mean absolute error. Paper: 1, LPIPS
 disc_start = 0.5  # part of training without discriminator
@@ -178,7 +178,7 @@ print(f"descent ends at e^λ = {lam.exp():.4f}; the mean error is {r.mean():.4f}
 # %% [markdown]
 # ### The frame
 #
-# How should 192 numbers be spent? A drawing that is moved by three pixels or turned by ten degrees is another picture altogether to a linear code, which
+# How should 256 numbers be spent? A drawing that is moved by three pixels or turned by ten degrees is another picture altogether to a linear code, which
 # pays for it with dozens of numbers, and worse: nothing in such a code says *cat* by itself, so an invertible network in it learned nothing
 # but noise in the time that a laptop has. So the first eight numbers are the **frame**: ground, hue, size,
 # place and turn. Whoever knows them can undo them, and lay the drawing out again.
@@ -237,7 +237,7 @@ WIDTHS = (48, 96)  # of the two levels of the U
 
 
 def build_autoencoder(image_size: int, dim: int, framed: bool = True) -> VectorAutoencoder:
-    """Return the autoencoder: 3.9 M parameters at 64 px and 192 numbers; its decoder never works at full size."""
+    """Return the autoencoder: 4.4 M parameters at 64 px and 256 numbers; its decoder never works at full size."""
     return VectorAutoencoder(image_size, dim, WIDTHS, n_blocks=2, thumbnail=image_size // 2, framed=framed)
 
 
@@ -274,8 +274,8 @@ freeze(reader)
 # What is lifted still has thousands of pixels. A network that starts from nothing needs days to do better than linear algebra, which knows the best *linear*
 # code: the principal components of the lifted drawings at 32 px. They have what PSNR asks for, and smear every edge. So $E$ reads the frame and is linear in the rest, and $D$ is not: it paints the
 # components' picture, lays it out, and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task. It is
-# learned in minutes, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is as noisy as the first
-# component that found no place, so that no number is kept more exactly than it is worth.
+# learned in minutes, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
+# component that found no place, so that no number is kept much more exactly than it is worth.
 
 # %%
 seed_everything(seed)
@@ -481,7 +481,7 @@ show(
 
 
 # %% [markdown]
-# ### What 192 numbers keep
+# ### What 256 numbers keep
 #
 # PSNR is what the squared error sees; the distance of a network that took no part in training (LPIPS-VGG16-HED, lower is
 # better) is closer to the eye. A critic makes a network pay in the first for the second.
@@ -899,7 +899,7 @@ picture(
 #
 # | paper or original code | here | why |
 # |---|---|---|
-# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 3.9 M parameters, 64 px, a thousand steps | a laptop |
+# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 4.4 M parameters, 64 px, a thousand steps | a laptop |
 # | all of the code is learned from pictures alone | eight numbers of it are the frame, taught by the renderer | in principal components of whole pictures, flows as large as those of the next page had learned nothing of the concept when they began to learn drawings by heart (a trial, not recorded) |
 # | networks start from noise | the rest of the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise does worse than linear algebra for days |
 # | LPIPS over the whole image | VGG-19 (8-bit) over a random window of half the side | a quarter of the work |
