@@ -149,10 +149,11 @@ class VectorAutoencoder(nn.Module):
     def start_from(self, images: Tensor) -> None:
         """Set both linear maps to principal components of ``images`` (N, 3, side, side), the rest to zero.
 
-        With s_k the deviation of component u_k and 2 s that of the first one left out, each feature is half as
-        noisy as what is left out: z_k = (u_k . (thumbnail - mean) + s eps) / sqrt(s_k^2 + s^2), of unit
-        variance over the images. The decoder paints the mean plus the sum of u_k z_k s_k^2 / sqrt(s_k^2 + s^2):
-        the best linear guess, from which the networks go on. λ becomes the logarithm of its mean error.
+        With s_k the deviation of component u_k and 2 s that of the first one left out, each feature is half
+        as noisy as what is left out: z_k = (u_k . (thumbnail - mean) + s eps) / sqrt(s_k^2 + s^2), of unit
+        variance over the images. The decoder paints the mean plus the sum of the u_k, each times
+        z_k s_k^2 / sqrt(s_k^2 + s^2): the best linear guess, from which the networks go on. λ becomes the
+        logarithm of its mean error.
         ``framed``, thumbnails are of lifted drawings, and the frame keeps its little noise. Draws from
         torch's global generator.
         Raises: BookError without linear maps, or with as many components as images.
