@@ -249,9 +249,8 @@ def test_the_page_runs_and_speaks_of_classes(root, monkeypatch, data):
     monkeypatch.setenv("CVLIB_SMOKE", "1")
     monkeypatch.setenv("CVLIB_STATIC", "1")
     if data == "imagenet":
-        halves = [
-            [row for row in layouts.imagenet(root) if row.half == half] for half in ("train", "validation")
-        ]
+        rows = layouts.imagenet(root)
+        halves = [[row for row in rows if row.half == half] for half in ("train", "validation")]
     else:
         found = layouts.animal_faces(root, root.parent / "imagenet")
         halves = [found["shared", half] for half in ("train", "test")]
