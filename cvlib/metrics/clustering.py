@@ -91,12 +91,15 @@ class _Lloyd:
         return bool(moved.any())
 
     def _restart(self, empty: np.ndarray) -> None:
-        """Give each empty cluster one of the rows that lie farthest from their centres."""
+        """Give each empty cluster the row that then lies farthest from its centre, one after the other."""
         square = np.square(self.z).sum(1)
         apart = square - 2 * self.score  # squared distance
-        far = np.argsort(-apart, kind="stable")[: len(empty)]
-        far = far[apart[far] > 1e-6 * square[far]]  # others equal their centre up to rounding
-        self.label[far] = empty[: len(far)]
+        for number in empty:
+            row = apart.argmax()
+            if apart[row] <= 1e-6 * square[row]:
+                break  # the rest equal their centres up to rounding
+            self.label[row] = number
+            apart = np.minimum(apart, square - 2 * self.z @ self.z[row] + square[row])
 
     def _compare(self, rows: np.ndarray, which: np.ndarray) -> None:
         """Assign the rows to the best of these centres where it is better than what they have."""

@@ -169,8 +169,7 @@ def test_many_copies_and_empty_clusters():
         torch.testing.assert_close(torch.cdist(unit, means).amin(1), own, rtol=0, atol=1e-6)
         ours.append(inertia(z, found.numpy()))
         theirs.append(inertia(z, peer(z, 25, seed, 100).labels_))
-    # where the empty ones go is decided between equal copies by rounding, which differs between machines
-    assert np.mean(ours) < 2 * np.mean(theirs)
+    assert np.mean(ours) < 1.05 * np.mean(theirs)
 
 
 def test_copies_are_never_parted_by_rounding():
