@@ -66,7 +66,7 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 page = begin("diva_claims", globals())
 story = page.definitions("diva")
 if page.smoke:
-    batch_size = 16
+    batch_size, image_size = 16, 32
 runtime = Runtime(device=device, precision=precision)
 if precision == "auto" and runtime.device.type == "cpu":
     runtime = Runtime(device=device, precision="fp32")  # depthwise convolutions take twice as long in bf16
@@ -154,19 +154,23 @@ def lay_out(
     batch_size: int,
     runtime: Runtime,
     pretrained: bool,
-    min_sets: int,
     n_classes: int,
+    smoke: bool,
 ) -> Bench:
-    """Return the bench for emoji retrieval; its cached views are made if they are missing (minutes)."""
+    """Return the bench for emoji retrieval; its cached views are made if they are missing (minutes).
+
+    A smoke run has three hands and one view: without bf16 units in the CPU, all of them take minutes.
+    """
     base = story.build_backbone("efficientnet_lite0", "", pretrained).to(runtime.device)
     names = ("train", "validation", "test")
-    splits = {name: emoji_retrieval.load(name, image_size, min_sets=min_sets) for name in names}
+    few = {"sets": ["twemoji", "noto", "openmoji"], "min_sets": 3} if smoke else {}
+    splits = {name: emoji_retrieval.load(name, image_size, **few) for name in names}
     sources = {
         name: StageViews(
             split,
             base,
             STAGE,
-            N_VIEWS if name == "train" else 1,
+            N_VIEWS if name == "train" and not smoke else 1,
             "concept",
             is_random_at_test=name != "train",
             device=runtime.device,
@@ -279,9 +283,7 @@ def judge(bench: Bench, name: str, net) -> dict[str, float]:
 # %%
 bench = None
 if tune or replay or page.record or page.smoke:
-    bench = lay_out(
-        story, image_size, steps, batch_size, runtime, pretrained, 9 if page.smoke else 1, n_classes
-    )
+    bench = lay_out(story, image_size, steps, batch_size, runtime, pretrained, n_classes, page.smoke)
 
 
 def run_and_record(bench: Bench, name: str, seed: int, root: str) -> None:
