@@ -70,7 +70,7 @@ print(f"{runtime.describe()}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.
 # %% [markdown]
 # ## The race
 #
-# Both run once before the clock starts. In each round both run once more, in turn. Where a row tells memory, both run
+# Both run once before the clock starts. In each round both run once more, now the one first, now the other. Where a row tells memory, both run
 # in processes of their own, so that it can be read when they are done, and warm up on a few hundred items; it counts
 # what was added to the data.
 #

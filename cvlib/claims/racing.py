@@ -1,4 +1,7 @@
-"""Races: our code and a peer take turns, so that a machine which is busy with something else slows both."""
+"""Races: our code and a peer take turns, so that a machine which is busy with something else slows both.
+
+Who goes first changes from round to round: the second finds memory and caches as the first left them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +20,8 @@ from cvlib.errors import BookError
 from cvlib.train.provenance import peak_mb
 
 __all__ = ["operations_per_second", "race", "race_apart", "report"]
+
+T = TypeVar("T")
 
 _CPU = torch.device("cpu")
 
@@ -27,6 +33,11 @@ def _clock(call: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def _in_turn(entrants: dict[str, T], i: int) -> list[tuple[str, T]]:
+    """Return the entrants of round ``i`` with their names, every other time turned round."""
+    return list(entrants.items())[:: -1 if i % 2 else 1]
 
 
 def operations_per_second(device: torch.device = _CPU, n: int = 1024) -> float:
@@ -55,8 +66,9 @@ def race(
     Both run once before the clock starts. ``operations`` are those that a call of ours cannot do without.
     """
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    calls = {"ours": ours, "peer": peer}
     for i in range(rounds + 1):
-        for who, call in (("ours", ours), ("peer", peer)):
+        for who, call in _in_turn(calls, i):
             took = _clock(call, device)
             if i:
                 seconds[who].append(took)
@@ -102,8 +114,8 @@ def race_apart(
     """
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     megabytes, operations, found = {}, {}, {}
-    for _ in range(rounds):
-        for who in seconds:
+    for i in range(rounds):
+        for who, _ in _in_turn(seconds, i):
             command = [sys.executable, "-c", program, who, *map(str, arguments)]
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode:

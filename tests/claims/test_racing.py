@@ -43,7 +43,18 @@ def test_the_first_call_of_each_does_not_count():
         calls.append(who)
 
     row = race("waking", lambda: slow_at_first("ours"), lambda: slow_at_first("peer"), "peer", rounds=1)
-    assert calls == ["ours", "peer"] * 2 and row.ours < 250 and row.peer < 250
+    assert sorted(calls) == ["ours", "ours", "peer", "peer"] and row.ours < 250 and row.peer < 250
+
+
+def test_the_one_who_went_second_goes_first_in_the_next_round(tmp_path):
+    calls: list[str] = []
+    race("turns", lambda: calls.append("ours"), lambda: calls.append("peer"), "peer", rounds=3)
+    assert calls == ["ours", "peer", "peer", "ours"] * 2
+
+    seen = tmp_path / "seen"
+    note = f"import sys; open({str(seen)!r}, 'a').write(sys.argv[1] + ' '); print(1, 1, 0, 0)"
+    race_apart("turns apart", note, [], "peer", rounds=3)
+    assert seen.read_text().split() == ["ours", "peer", "peer", "ours", "ours", "peer"]
 
 
 def test_the_floor_is_the_time_of_the_operations_at_the_full_rate(monkeypatch):
