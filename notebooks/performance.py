@@ -21,7 +21,7 @@
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/performance.ipynb out.ipynb` | about 3 minutes on 2 CPU cores |
-# | report | `make report CHAPTER=performance` | about 15 minutes |
+# | report | `make report CHAPTER=performance` | about 18 minutes |
 #
 # Reading time: 5 minutes.
 
