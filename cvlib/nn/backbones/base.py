@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
+from cvlib.nn.precision import quick_bf16
 
 __all__ = ["Backbone", "BatchNorm", "Classifier"]
 
@@ -90,8 +91,9 @@ class Backbone(nn.Module):
         stages = self.stages
         first, last, _ = slice(start, stop).indices(len(stages))
         x = self.preprocess(x) if first == 0 else x
-        for stage in stages[first:last]:
-            x = stage(x)
+        with quick_bf16(x):
+            for stage in stages[first:last]:
+                x = stage(x)
         return x
 
     def forward(self, images: Tensor) -> Tensor:
