@@ -98,7 +98,7 @@ print(runtime.describe())
 # ## Three experts
 #
 # None of them is trained here. The **namer** $f = \Psi\circ\Phi$ is what we look into. The **autoencoder** turns a drawing into
-# $\bar z = E(x) \in \mathbb R^{512}$ and back, so that the flow never sees a pixel. The **judge** has another build and another training than the namer; it says what is
+# $\bar z = E(x) \in \mathbb R^{320}$ and back, so that the flow never sees a pixel. The **judge** has another build and another training than the namer; it says what is
 # to be seen in a picture.
 
 # %%
@@ -1073,7 +1073,7 @@ if page.live:
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 12 blocks, narrower, d = 512; both errors avoided |
+# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 12 blocks, narrower, d = 320; both errors avoided |
 # | ActNorm | initialised by the first batch | asks a device flag in every pass | the same data, a buffer that is saved and never set again |
 # | z and z̄ | computed anew in every step | the same | computed once for several views of each drawing, kept as float16 |
 # | network under examination | ResNet-101, AlexNet, FaceNet | the same | EfficientNet-Lite0, fine-tuned on emoji |

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from cvlib.data import emoji
 from cvlib.data.factors import factor_targets
 from cvlib.nn.experts import Judge, Judgement
+from cvlib.nn.framed import FrameReader
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import definitions
 from cvlib.train import Runtime
@@ -115,6 +116,21 @@ def test_the_judges_step_is_a_step_down_the_sum_of_three(page, judge, runtime):
     assert parts["concept"].item() == pytest.approx(concept.item(), rel=1e-5)
     assert parts["hand"].item() == pytest.approx(hand.item(), rel=1e-5)
     assert parts["factors"].item() == pytest.approx(factors.item(), rel=1e-5)
+
+
+def test_the_readers_step_is_a_step_down_the_squared_error_of_the_factors(page):
+    torch.manual_seed(0)
+    reader, twin = FrameReader(1), FrameReader(1)
+    twin.load_state_dict(reader.state_dict())
+    batch = jury()
+    parts = page.reader_step(reader, torch.optim.SGD(reader.parameters(), lr=0.01))(batch, 0)
+    loss = (twin(batch["image"]) - factor_targets(batch["factors"])).square().mean()
+    slopes = torch.autograd.grad(loss, list(twin.parameters()))
+    norm = torch.cat([slope.flatten() for slope in slopes]).norm()
+    for ours, before, slope in zip(reader.parameters(), twin.parameters(), slopes, strict=True):
+        after = before - 0.01 * slope * min(1.0, 10 / norm.item())
+        torch.testing.assert_close(ours, after, rtol=1e-3, atol=1e-6)
+    assert parts["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_judgements_come_piece_by_piece_in_order(page, judge, runtime):
