@@ -210,7 +210,7 @@ say(f"There and back costs little: {psnr(laid, posed).mean():.1f} dB remain.")
 
 # %%
 def reader_step(
-    reader: FrameReader, optimizer: torch.optim.Optimizer
+    reader: FrameReader, optimizer: torch.optim.Optimizer, runtime: Runtime
 ) -> Callable[[dict[str, Tensor], int], dict[str, Tensor]]:
     """Return ``step(batch, t) -> parts``: squared error of the nine targets of the factors."""
 
@@ -218,7 +218,7 @@ def reader_step(
         loss = F.mse_loss(reader(batch["image"]), factor_targets(batch["factors"]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 10.0)
+        runtime.clip(optimizer, 10.0)
         optimizer.step()
         return {"loss": loss.detach()}
 
@@ -261,7 +261,7 @@ fit(
     modules={"reader": reader},
     optimizers={"reader": reader_optimizer},
     batches=train.batches(namer_batch, seed=seed, device=plain.device),
-    step=reader_step(reader, reader_optimizer),
+    step=reader_step(reader, reader_optimizer, plain),
     steps=reader_steps,
     runtime=plain,
     schedules={"reader": warmup_linear(max(1, reader_steps // 20), reader_steps)},
@@ -363,7 +363,7 @@ def autoencoder_step(
         optimizers["autoencoder"].zero_grad(set_to_none=True)
         torch.autograd.backward([x_rec, beta * kl], [g.to(x_rec.dtype), None])
         model.log_variance.grad = g_variance
-        nn.utils.clip_grad_norm_(model.parameters(), 20.0)  # several times the usual norm: a guard
+        runtime.clip(optimizers["autoencoder"], 20.0)  # several times the usual norm: a guard
         optimizers["autoencoder"].step()
         return {name: torch.as_tensor(part).detach() for name, part in parts.items()}
 
@@ -373,14 +373,17 @@ def autoencoder_step(
 # %%
 @torch.no_grad()
 def reconstruct(
-    model: VectorAutoencoder, images: Tensor, runtime: Runtime, batch: int = 64
+    model: VectorAutoencoder, images: Tensor, runtime: Runtime, batch: int = 64, kept: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return D(mean of q) (N, 3, S, S) and the means (N, dim), float32 on the CPU; images (N, 3, S, S)."""
+    """Return D(mean of q) (N, 3, S, S) and the means (N, dim), float32 on the CPU; images (N, 3, S, S).
+
+    ``kept``: D sees the first so many numbers alone.
+    """
     found = []
     for x in images.split(batch):
         with runtime.autocast():
             mean = model.encode(x.to(runtime.device)).mean
-            found.append((model.decode(mean).float().clamp(-1, 1).cpu(), mean.float().cpu()))
+            found.append((model.decode(mean[:, :kept]).float().clamp(-1, 1).cpu(), mean.float().cpu()))
     pictures, means = zip(*found, strict=True)
     return torch.cat(pictures), torch.cat(means)
 
@@ -489,7 +492,10 @@ show(
 # %%
 eye = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
 committed = {name: page.weights(f"experts_{name}") for name in ("autoencoder", "namer", "judge")}
+made_here = made if page.record else []  # the report run leaves these to the other pages
 has_weights = pretrained and data == "emoji" and all(path.is_file() for path in committed.values())
+# whose committed weights are looked at: of what this run keeps, its own
+stands = {name: has_weights and name not in made_here for name in committed}
 
 
 @torch.no_grad()
@@ -499,9 +505,9 @@ def judged(x: Tensor, y: Tensor, batch: int = 64) -> float:
     return torch.cat([eye(a.to(runtime.device), b.to(runtime.device)).cpu() for a, b in pairs]).mean().item()
 
 
-best = runtime.prepare(load_autoencoder(committed["autoencoder"])) if has_weights else model
+best = runtime.prepare(load_autoencoder(committed["autoencoder"])) if stands["autoencoder"] else model
 own = f"this run, {steps} steps"
-named_best = "committed" if has_weights else own
+named_best = "committed" if stands["autoencoder"] else own
 after, latents = reconstruct(model, test_images, runtime)
 best_after, best_latents = reconstruct(best, test_images, runtime)
 hand_after, _ = reconstruct(best, hand_images, runtime)
@@ -509,7 +515,7 @@ rows = [
     [f"{dim} principal components", "unseen concepts", linear, test_images],
     ["frame and components", "unseen concepts", before, test_images],
     [own, "unseen concepts", after, test_images],
-    *([["committed", "unseen concepts", best_after, test_images]] if has_weights else []),
+    *([["committed", "unseen concepts", best_after, test_images]] if stands["autoencoder"] else []),
     [named_best, "unseen hands", hand_after, hand_images],
 ]
 scores = {
@@ -525,10 +531,7 @@ table(
 # %%
 picture(
     shown,
-    *(
-        y[torch.linspace(0, len(y) - 1, 16).long()]
-        for y in ([linear, best_after] if has_weights else [linear, after])
-    ),
+    *(y[torch.linspace(0, len(y) - 1, 16).long()] for y in (linear, best_after)),
     columns=8,
     rows=["test drawing", "components", named_best],
     alt=f"Sixteen unseen drawings, what {dim} principal components keep of them, and what the autoencoder keeps.",
@@ -537,7 +540,7 @@ picture(
 
 # %%
 best_psnr = psnr(best_after, test_images).mean().item()
-if (has_weights or is_trained) and not page.smoke:
+if (stands["autoencoder"] or is_trained) and not page.smoke:
     assert best_psnr >= 22, best_psnr  # what the next chapters build on
     assert (
         scores[named_best, "unseen concepts"][2] < scores[f"{dim} principal components", "unseen concepts"][2]
@@ -551,6 +554,36 @@ say(
         if ours[2] < plainer[2]
         else ": so short a training sharpens nothing yet."
     )
+)
+
+# %% [markdown]
+# ### A code in order
+#
+# Principal components come in the order of what they tell, and the numbers behind the frame keep it. So a part of the code, from the front, is a code too:
+# whoever wants fewer numbers takes the first ones, and leaves the others at their mean, 0. The invertible networks of the next chapters are to paint
+# drawings that no one drew; each number more is one more to get right. They take the first 128, as many as the paper has.
+
+# %%
+brief = min(128, dim)
+cuts = [k for k in (16, 32, 64, brief, 192, 256, dim) if k <= dim]
+shorter = {k: reconstruct(best, test_images, runtime, kept=k)[0] for k in cuts}
+fig, ax = figure(width="half")
+ax.plot(cuts, [psnr(y, test_images).mean().item() for y in shorter.values()], **look("ours", marker=True))
+ax.axvline(brief, **look("control"), label=f"{brief} numbers")
+ax.set(xlabel="numbers of the code, from the front", ylabel="PSNR (dB), unseen concepts")
+ax.legend()
+show(
+    fig,
+    alt=f"PSNR rises from {psnr(shorter[cuts[0]], test_images).mean():.1f} dB with {cuts[0]} numbers to {best_psnr:.1f} dB with all.",
+    caption="What the first numbers of the code keep of unseen concepts, the others left at 0.",
+)
+picture(
+    shown[::2],
+    *(shorter[k][torch.linspace(0, len(test_images) - 1, 16).long()][::2] for k in (32, brief, dim)),
+    columns=8,
+    rows=["test drawing", "32 numbers", f"{brief} numbers", f"all {dim}"],
+    alt="Eight unseen drawings and what 32, 128 and all numbers of the code keep of them.",
+    caption="Eight unseen drawings, and what is left of them in the first numbers of the code.",
 )
 
 # %% [markdown]
@@ -616,7 +649,7 @@ def namer_step(
         loss = F.cross_entropy(logits.float(), batch["concept"], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        runtime.clip(optimizer, 5.0)
         optimizer.step()
         right = (logits.argmax(1) == batch["concept"]).float().mean()
         return {"cross-entropy": loss.detach(), "right": right}
@@ -676,7 +709,7 @@ namer_run = fit(
 # The drawings below are by hands that the namer never saw draw these concepts.
 
 # %%
-best_namer = plain.prepare(load_namer(committed["namer"])) if has_weights else namer
+best_namer = plain.prepare(load_namer(committed["namer"])) if stands["namer"] else namer
 labels = named["test"].labels["concept"][
     torch.linspace(0, len(named["test"]) - 1, len(hand_images)).round().long()
 ]
@@ -686,7 +719,7 @@ table(
     [
         ["chance", 100 / n_classes, 500 / n_classes],
         [f"this run, {namer_steps} steps", *(100 * top(own_logits, labels, k) for k in (1, 5))],
-        *([["committed", *(100 * top(hand_logits, labels, k) for k in (1, 5))]] if has_weights else []),
+        *([["committed", *(100 * top(hand_logits, labels, k) for k in (1, 5))]] if stands["namer"] else []),
     ],
     header=["network", "right (%)", "right among five (%)"],
     digits=1,
@@ -708,7 +741,7 @@ picture(
 )
 
 # %%
-if (has_weights or is_trained) and not page.smoke:
+if (stands["namer"] or is_trained) and not page.smoke:
     assert top(hand_logits, labels) > 0.3
 say(
     f"{top(hand_logits, labels):.0%} of the drawings by unseen hands are named rightly among {n_classes} concepts, "
@@ -732,28 +765,32 @@ say(
 #
 # The chapters ask of pictures that no one drew: is it still a cat? whose hand? on which ground, how large, turned how far? The namer may
 # not answer, for it is what is being examined. So a third network, of another build and from nothing, is made as a measuring instrument. It learns
-# from *all* hands, and from reconstructions as often as from drawings: what it cannot see is then missing in the picture, not unknown to the judge.
+# from *all* hands, and from reconstructions as often as from drawings, half of them from the first 128 numbers: what it cannot see is then missing in the
+# picture, not unknown to the judge.
 
 
 # %%
 class Benches:
-    """Endless batches of drawings by all hands, half of them replaced by their reconstructions."""
+    """Endless batches of drawings by all hands, half of them replaced by their reconstructions.
+
+    Half of those again, by reconstructions from the first ``kept`` numbers of the code.
+    """
 
     def __init__(
-        self, data: Dataset, size: int, autoencoder: VectorAutoencoder, seed: int, runtime: Runtime
+        self, data: Dataset, size: int, autoencoder: VectorAutoencoder, seed: int, runtime: Runtime, kept: int
     ) -> None:
         self.source = data.batches(size, seed=seed, device=runtime.device)
-        self.autoencoder, self.runtime = autoencoder, runtime
+        self.autoencoder, self.runtime, self.kept = autoencoder, runtime, kept
 
     def __iter__(self) -> "Benches":
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         batch = next(self.source)
-        half = len(batch["image"]) // 2
-        batch["image"][:half] = reconstruct(self.autoencoder, batch["image"][:half], self.runtime)[0].to(
-            self.runtime.device
-        )
+        images, quarter = batch["image"], len(batch["image"]) // 4
+        for rows, kept in ((slice(quarter), None), (slice(quarter, 2 * quarter), self.kept)):
+            copies, _ = reconstruct(self.autoencoder, images[rows], self.runtime, kept=kept)
+            images[rows] = copies.to(self.runtime.device)
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -778,7 +815,7 @@ def judge_step(
         factors = F.mse_loss(said.factors, factor_targets(batch["factors"]))
         optimizer.zero_grad(set_to_none=True)
         (concept + hand + 3 * factors).backward()
-        nn.utils.clip_grad_norm_(judge.parameters(), 10.0)
+        runtime.clip(optimizer, 10.0)
         optimizer.step()
         return {"concept": concept.detach(), "hand": hand.detach(), "factors": factors.detach()}
 
@@ -815,6 +852,7 @@ judge_config = {
     "model": dict(judge.config),
     "learning_rate": 2e-3,
     "autoencoder": weights_digest(copyist),  # whose reconstructions it sees
+    "kept": brief,  # of the code, in half of them
     "precision": runtime.precision,
 }
 judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
@@ -823,7 +861,7 @@ judge_run = fit(
     config=judge_config,
     modules={"judge": judge},
     optimizers={"judge": judge_optimizer},
-    batches=Benches(jury, namer_batch, copyist, seed, runtime),
+    batches=Benches(jury, namer_batch, copyist, seed, runtime, brief),
     step=judge_step(judge, judge_optimizer, runtime),
     steps=judge_steps,
     runtime=runtime,
@@ -834,24 +872,26 @@ judge_run = fit(
 # Its accuracy is judged on drawings with factors that it has not met, and on their reconstructions; the concepts and hands are those it learned.
 
 # %%
-best_judge = runtime.prepare(load_judge(committed["judge"])) if has_weights else judge
+best_judge = runtime.prepare(load_judge(committed["judge"])) if stands["judge"] else judge
 places = torch.linspace(0, len(jury) - 1, 16 if page.smoke else 1024).long()
 fresh = jury.render(places, jury.draw(places, derived_generator(0, "drawn once", "jury"), True))
-again, _ = reconstruct(best, fresh["image"], runtime)
+again, briefly = (reconstruct(best, fresh["image"], runtime, kept=kept)[0] for kept in (None, brief))
 truth = (jury.labels["concept"][places], jury.labels["hand"][places], fresh["factors"])
 on_drawings = judge_scores(judgements(best_judge, fresh["image"], runtime), *truth)
 on_copies = judge_scores(judgements(best_judge, again, runtime), *truth)
+on_brief = judge_scores(judgements(best_judge, briefly, runtime), *truth)
 table(
-    [[name, on_drawings[name], on_copies[name]] for name in on_drawings],
-    header=["concept, hand: part right; else R²", "drawings", "their reconstructions"],
+    [[name, on_drawings[name], on_copies[name], on_brief[name]] for name in on_drawings],
+    header=["concept, hand: part right; else R²", "drawings", "reconstructions", f"from {brief} numbers"],
     digits=2,
 )
 
 # %%
-if (has_weights or is_trained) and not page.smoke:
+if (stands["judge"] or is_trained) and not page.smoke:
     assert on_copies["concept"] > 0.5 and on_copies["hand"] > 0.5 and on_copies["background"] > 0.95
 say(
-    f"The judge names {on_copies['concept']:.0%} of the concepts and {on_copies['hand']:.0%} of the hands in reconstructions "
+    f"The judge names {on_copies['concept']:.0%} of the concepts and {on_copies['hand']:.0%} of the hands in reconstructions, "
+    f"{on_brief['concept']:.0%} and {on_brief['hand']:.0%} in those from {brief} numbers "
     f"(chance {1 / n_classes:.1%} and {jury.labels['hand'].bincount().max() / len(jury):.0%}). Shift has an R² of {on_copies['shift']:.2f}, "
     f"the turn of the hue {on_copies['hue']:.2f}: a hue can be told only by who knows the colours that a thing has by itself."
 )
@@ -908,7 +948,6 @@ picture(
 # ```
 
 # %%
-made_here = made if page.record else []  # the report run leaves its experts to the other pages
 card = {"command": "make report CHAPTER=experts", "licence": "CC BY-SA 4.0"}
 if "autoencoder" in made_here:
     page.keep_weights(
