@@ -72,6 +72,7 @@ seed = 0
 steps = 60  # of each flow. Paper: 250,000, or 50,000 for ten classes
 batch_size = 128  # paper: 16
 image_size = 64  # paper: 128
+dim = 128  # numbers of the autoencoder's code that the flows model, from the front. Paper: 128, which are all
 n_blocks = 12  # paper: 20
 width = 128  # of the nets S and T. Paper: 1,024
 depth = 2  # paper: 2
@@ -99,7 +100,8 @@ print(runtime.describe())
 # ## Three experts
 #
 # None of them is trained here. The **namer** $f = \Psi\circ\Phi$ is what we look into. The **autoencoder** turns a drawing into
-# $\bar z = E(x) \in \mathbb R^{320}$ and back, so that the flow never sees a pixel. The **judge** has another build and another training than the namer; it says what is
+# $\bar z = E(x)$ and back, so that the flow never sees a pixel; of its 320 numbers we take the first 128, as many as the paper has ({doc}`experts` shows what they keep).
+# Every number is one more to get right for a picture that no one drew. The **judge** has another build and another training than the namer; it says what is
 # to be seen in a picture.
 
 # %%
@@ -107,7 +109,6 @@ autoencoder, namer, judge = (
     runtime.prepare(load(page.weights(f"experts_{name}")))
     for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
 )
-dim = autoencoder.config["dim"]
 
 
 # %% [markdown]
@@ -219,25 +220,30 @@ def open_study(
     n_views: int,
     runtime: Runtime,
     thin: int = 1,
+    dim: int | None = None,
 ) -> Study:
-    """Return the study of a network; what the experts say of the drawings is cached. ``thin`` keeps every so many concepts."""
+    """Return the study of a network; what the experts say of the drawings is cached.
+
+    ``thin`` keeps every so many concepts, ``dim`` so many numbers of the code, from the front.
+    """
 
     def describe(images: Tensor) -> dict[str, Tensor]:
         posterior = autoencoder.encode(images)
-        moments = torch.cat([posterior.mean, posterior.log_variance], 1)
+        moments = torch.cat([posterior.mean[:, :dim], posterior.log_variance[:, :dim]], 1)
         return {"moments": moments} | representations(namer, images)
 
     known = {}
     for split, views in (("train", n_views), ("test", 1)):
         part = emoji_naming.load(split, image_size)
         part = part.subset((part.labels["concept"] % thin == 0).nonzero()[:, 0]) if thin > 1 else part
-        nets = {"namer": namer, "autoencoder": autoencoder}
+        nets = {"namer": namer, f"autoencoder, {dim or 'all'} numbers": autoencoder}
         columns = ["moments", *LAYERS[:-1]]
         known[split] = Outputs(part, columns, describe, nets, views, runtime.device)
     return Study(namer, autoencoder, judge, known, runtime)
 
 
-study = open_study(namer, autoencoder, judge, image_size, n_views, runtime, thin=40 if page.smoke else 1)
+thin = 40 if page.smoke else 1
+study = open_study(namer, autoencoder, judge, image_size, n_views, runtime, thin, dim)
 n_test = len(study.known["test"])
 table(
     [[name, " × ".join(map(str, study.z("test", name, torch.arange(1)).shape[1:]))] for name in LAYERS],
@@ -252,8 +258,8 @@ picture(
     study.decode(study.latents[sample]),
     columns=8,
     rows=["test drawing", "D(E(x))"],
-    alt="Eight test drawings and their reconstructions by the autoencoder.",
-    caption="Drawings by hands that the namer never saw draw these concepts, and what the autoencoder keeps: nothing below can be sharper.",
+    alt=f"Eight test drawings and what {dim} numbers of the autoencoder's code keep of them.",
+    caption=f"Drawings by hands that the namer never saw draw these concepts, and what {dim} numbers keep: nothing below can be sharper.",
 )
 
 # %% [markdown]
@@ -1107,7 +1113,7 @@ if page.live:
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 12 blocks, narrower, d = 320; both errors avoided |
+# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 12 blocks, narrower, d = 128 of 320; both errors avoided |
 # | ActNorm | initialised by the first batch | asks a device flag in every pass | the same data, a buffer that is saved and never set again |
 # | z and z̄ | computed anew in every step | the same | computed once for several views of each drawing, kept as float16 |
 # | network under examination | ResNet-101, AlexNet, FaceNet | the same | EfficientNet-Lite0, fine-tuned on emoji |
