@@ -370,7 +370,7 @@ print(
 #
 # And as the autoencoder began at the principal components, the flow begins at the best *linear guess* of $\bar z$ from $z$, by ridge regression: its blocks see
 # $\bar z - Wz - b$. Nets that start from noise would first have to find out what linear algebra knows at once, and there is little of it to be found: a concept among 877
-# is told in $\log 877 = 6.8$ nats, a fiftieth of a nat for each dimension.
+# is told in $\log 877 = 6.8$ nats, a twentieth of a nat for each of 128 numbers.
 
 
 # %%
