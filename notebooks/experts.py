@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from cvlib.assets import member
 from cvlib.data import Dataset, emoji_naming, load
 from cvlib.data.base import derived_generator, to_float
-from cvlib.data.factors import factor_targets
+from cvlib.data.factors import Factors, factor_targets
 from cvlib.data.outputs import weights_digest
 from cvlib.data.pictures import read_picture
 from cvlib.errors import BookError
@@ -765,32 +765,49 @@ say(
 #
 # The chapters ask of pictures that no one drew: is it still a cat? whose hand? on which ground, how large, turned how far? The namer may
 # not answer, for it is what is being examined. So a third network, of another build and from nothing, is made as a measuring instrument. It learns
-# from *all* hands, and from reconstructions as often as from drawings, half of them from the first 128 numbers: what it cannot see is then missing in the
+# from *all* hands, and from reconstructions as often as from drawings, half of these from the first 128 numbers: what it cannot see is then missing in the
 # picture, not unknown to the judge.
 
 
 # %%
 class Benches:
-    """Endless batches of drawings by all hands, half of them replaced by their reconstructions.
+    """Endless batches of drawings by all hands, half of them copies: what the autoencoder makes of drawings.
 
-    Half of those again, by reconstructions from the first ``kept`` numbers of the code.
+    Half of the copies are from the first ``kept`` numbers of the code. Each drawing has one copy of either kind, with factors of its
+    own, which is made when it is first asked for and kept (8 bits), since to decode costs as much as a step of the judge.
     """
 
     def __init__(
         self, data: Dataset, size: int, autoencoder: VectorAutoencoder, seed: int, runtime: Runtime, kept: int
     ) -> None:
-        self.source = data.batches(size, seed=seed, device=runtime.device)
-        self.autoencoder, self.runtime, self.kept = autoencoder, runtime, kept
+        self.data, self.source = data, data.batches(size, seed=seed, device=runtime.device)
+        self.autoencoder, self.runtime, self.kept = autoencoder, runtime, (None, kept)
+        everything, side = torch.arange(len(data)), data.image_size
+        self.draws = [data.draw(everything, derived_generator(seed, "copies", k), True) for k in range(2)]
+        self.copies = torch.zeros(2, len(data), 3, side, side, dtype=torch.uint8)
+        self.factors = torch.zeros(2, len(data), len(Factors.NAMES))
+        self.is_made = torch.zeros(2, len(data), dtype=torch.bool)
+
+    def copied(self, k: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the copies (B, 3, S, S) in [-1, 1] of kind ``k`` of the drawings ``index``, and their factors (B, 8)."""
+        new = index[~self.is_made[k, index]].unique()
+        if len(new):
+            drawn = self.data.render(new, self.draws[k][new])
+            made, _ = reconstruct(self.autoencoder, drawn["image"], self.runtime, kept=self.kept[k])
+            self.copies[k, new] = ((made + 1) * 127.5).round().to(torch.uint8)
+            self.factors[k, new], self.is_made[k, new] = drawn["factors"].float(), True
+        return self.copies[k, index] / 127.5 - 1, self.factors[k, index]
 
     def __iter__(self) -> "Benches":
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         batch = next(self.source)
-        images, quarter = batch["image"], len(batch["image"]) // 4
-        for rows, kept in ((slice(quarter), None), (slice(quarter, 2 * quarter), self.kept)):
-            copies, _ = reconstruct(self.autoencoder, images[rows], self.runtime, kept=kept)
-            images[rows] = copies.to(self.runtime.device)
+        quarter, device = len(batch["image"]) // 4, self.runtime.device
+        for k in range(2):
+            rows = slice(k * quarter, (k + 1) * quarter)
+            images, factors = self.copied(k, batch["index"][rows].cpu())
+            batch["image"][rows], batch["factors"][rows] = images.to(device), factors.to(device)
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -853,6 +870,7 @@ judge_config = {
     "learning_rate": 2e-3,
     "autoencoder": weights_digest(copyist),  # whose reconstructions it sees
     "kept": brief,  # of the code, in half of them
+    "copies": 2,  # of each drawing
     "precision": runtime.precision,
 }
 judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
