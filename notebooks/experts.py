@@ -18,14 +18,14 @@
 #
 # | expert | what it does | where it comes from |
 # |---|---|---|
-# | autoencoder | a picture of 64 × 64 px to 512 numbers $\bar z = E(x)$ and back, $x \approx D(\bar z)$ | trained here |
+# | autoencoder | a picture of 64 × 64 px to 320 numbers $\bar z = E(x)$ and back, $x \approx D(\bar z)$ | trained here |
 # | namer | says which of 877 concepts a drawing shows | EfficientNet-Lite0 from ImageNet, fine-tuned here |
 # | ImageNet network | says which of 1,000 classes a photograph shows | EfficientNet-Lite0 as published |
 #
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/experts.ipynb out.ipynb` | 3 minutes on 2 CPU cores; shows the committed experts and trains small beginnings beside them |
-# | report | `papermill notebooks/experts.ipynb out.ipynb -f notebooks/params/experts.report.yaml` | about an hour of one CPU core, minutes on a GPU |
+# | report | `papermill notebooks/experts.ipynb out.ipynb -f notebooks/params/experts.report.yaml` | an hour and a half of one CPU core, minutes on a GPU |
 #
 # Reading time: 10 minutes.
 
@@ -42,8 +42,10 @@ from torch import Tensor, nn
 from cvlib.assets import member
 from cvlib.data import Dataset, emoji_naming, load
 from cvlib.data.base import derived_generator, to_float
-from cvlib.data.factors import factor_targets
+from cvlib.data.factors import Factors, factor_targets
+from cvlib.data.outputs import weights_digest
 from cvlib.data.pictures import read_picture
+from cvlib.errors import BookError
 from cvlib.metrics import psnr
 from cvlib.nn import PatchDiscriminator, hinge_d_loss, hinge_g_loss, lpips_vgg16_hed, vgg_loss
 from cvlib.nn.backbones import EfficientNetLite0, efficientnet_lite0
@@ -55,6 +57,8 @@ from cvlib.nn.experts import (
     load_judge,
     load_namer,
 )
+from cvlib.nn.framed import FRAME, FrameReader, lay_out, lift
+from cvlib.nn.refining import shrink
 from cvlib.nn.vae import VectorAutoencoder, calibrated_nll
 from cvlib.pages import begin
 from cvlib.show import figure, look, picture, say, show, table
@@ -62,10 +66,10 @@ from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
 seed = 0
-steps = 40  # of the autoencoder; the namer takes 1.2, the judge 3 times as many. Paper: 631,606 and 1,672,855
+steps = 40  # of the autoencoder; its reader and the judge take 4, the namer 1.2 times as many. Paper: 631,606 and 1,672,855
 batch_size = 32  # paper: 25
 image_size = 64  # paper: 128
-dim = 512  # of the latent. Paper: 128
+dim = 320  # of the latent. Paper: 128
 learning_rate = 5e-4  # paper: 4.5e-6 x batch size
 perceptual_weight = 0.25  # of the distance of VGG-19 beside the mean absolute error. Paper: 1, LPIPS
 disc_start = 0.5  # part of training without discriminator
@@ -78,7 +82,12 @@ device = "auto"
 precision = "auto"
 run_dir = "runs/experts"
 pretrained = True  # show the committed experts too; training below always starts from nothing
-record = False  # True writes this run's weights to book/results/weights
+made = [
+    "autoencoder",
+    "namer",
+    "judge",
+]  # whom ``steps`` speaks of; of the others this run shows small beginnings
+record = False  # True writes the weights of those to book/results/weights
 
 # %%
 page = begin("experts", globals())
@@ -88,8 +97,14 @@ runtime = Runtime(device=device, precision=precision)
 plain = Runtime(device=device, precision="fp32" if runtime.device.type == "cpu" else precision)
 seed_everything(seed)
 taming = page.definitions("taming")  # the adaptive weight is explained there
-namer_steps = max(2, round(1.2 * steps))
-is_trained = steps >= 500  # checks of quality ask for the report scale
+unknown = sorted(set(made) - {"autoencoder", "namer", "judge"})
+if unknown:
+    raise BookError(f"expert {', '.join(unknown)}", "some of autoencoder, namer, judge")
+base = {name: steps if name in made else min(steps, 40) for name in ("autoencoder", "namer", "judge")}
+steps, namer_steps, judge_steps = (
+    max(2, round(k * base[name])) for name, k in (("autoencoder", 1), ("namer", 1.2), ("judge", 4))
+)
+is_trained = min(base.values()) >= 500  # checks of quality ask for the report scale
 print(runtime.describe())
 print(f"{image_size} px as {dim} numbers; {steps} steps of the autoencoder, {namer_steps} of the namer")
 
@@ -161,25 +176,109 @@ torch.testing.assert_close(lam.exp(), r.mean(), rtol=1e-4, atol=0)
 print(f"descent ends at e^λ = {lam.exp():.4f}; the mean error is {r.mean():.4f}")
 
 # %% [markdown]
-# ### A linear code, and a network that refines it
+# ### The frame
 #
-# How should 512 numbers be spent? A network that starts from nothing needs days to do better than linear algebra, which knows the best *linear*
-# code: the principal components of the drawings at 32 px. They have what PSNR asks for, and smear every edge. So $E$ is linear and $D$ is not: it paints the
-# components' picture and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task. It is
-# learned in minutes, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
-# component that found no place, so that no number is kept much more exactly than it is worth.
+# How should 320 numbers be spent? A drawing that is moved by three pixels or turned by ten degrees is another picture altogether to a linear code, which
+# pays for it with dozens of numbers, and worse: nothing in such a code says *cat* by itself, so an invertible network in it learned nothing
+# but noise in the time that a laptop has. So the first eight numbers are the **frame**: ground, hue, size,
+# place and turn. Whoever knows them can undo them, and lay the drawing out again.
 
 # %%
+posed = drawn_once(test, "test", limit)[: 8 if page.smoke else None]
+places = torch.linspace(0, len(test) - 1, min(limit, len(test))).round().long()
+told = test.draw(places, derived_generator(0, "drawn once", "test"), True).factors[: len(posed)]
+lifted = lift(posed, told)
+upright = 2 * lifted[:, :3] - 1 + 1.5 * (1 - lifted[:, 3:])  # on grey
+laid = lay_out(lifted, told).clamp(-1, 1)
+some = torch.linspace(0, len(posed) - 1, 8).long()
+picture(
+    posed[some],
+    upright[some],
+    laid[some],
+    columns=8,
+    rows=["drawing", "lifted", "laid out again"],
+    alt="Eight drawings; the same upright, in the middle, in their own hue, on grey; and back in their places.",
+    caption="With the frame that is known, a drawing is lifted from its ground, and laid out again.",
+)
+assert psnr(laid, posed).median() > 30
+say(f"There and back costs little: {psnr(laid, posed).mean():.1f} dB remain.")
+
+# %% [markdown]
+# But the encoder sees a picture and no factors. A small network reads them, taught by the renderer, which knows. Of a thing never
+# seen it can only guess how it stands in the world; what matters more is that two pictures of *one* drawing are lifted to the same.
+
+
+# %%
+def reader_step(
+    reader: FrameReader, optimizer: torch.optim.Optimizer, runtime: Runtime
+) -> Callable[[dict[str, Tensor], int], dict[str, Tensor]]:
+    """Return ``step(batch, t) -> parts``: squared error of the nine targets of the factors."""
+
+    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+        loss = F.mse_loss(reader(batch["image"]), factor_targets(batch["factors"]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        runtime.clip(optimizer, 10.0)
+        optimizer.step()
+        return {"loss": loss.detach()}
+
+    return step
+
+
+def explained(said: Tensor, factors: Tensor) -> dict[str, float]:
+    """Return R² of estimates (N, 9) of the factors (N, 8), by group."""
+    target = factor_targets(factors)
+    r2 = 1 - (said - target).square().mean(0) / target.var(0, correction=0)
+    groups = ("background", "hue", "size", "shift", "rotation")
+    return dict(zip(groups, (part.mean().item() for part in r2.split([3, 2, 1, 2, 1])), strict=True))
+
+
 WIDTHS = (48, 96)  # of the two levels of the U
 
 
-def build_autoencoder(image_size: int, dim: int) -> VectorAutoencoder:
-    """Return the autoencoder: 4.2 M parameters at 64 px and 512 numbers; it never works at full size."""
-    return VectorAutoencoder(image_size, dim, WIDTHS, n_blocks=2, thumbnail=image_size // 2)
+def build_autoencoder(image_size: int, dim: int, framed: bool = True) -> VectorAutoencoder:
+    """Return the autoencoder: 5.0 M parameters at 64 px and 320 numbers; its decoder never works at full size."""
+    return VectorAutoencoder(image_size, dim, WIDTHS, n_blocks=2, thumbnail=image_size // 2, framed=framed)
 
 
 seed_everything(seed)
 model = build_autoencoder(image_size, dim)
+reader = plain.prepare(model.encoder.reader)
+reader_steps = 4 * steps
+reader_config = {
+    "expert": "reader",
+    "seed": seed,
+    "steps": reader_steps,
+    "batch_size": namer_batch,
+    "data": train.hash,
+    "learning_rate": 2e-3,
+    "precision": plain.precision,
+}
+reader_optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=0.05)
+fit(
+    run_folder(run_dir, "reader", reader_config),
+    config=reader_config,
+    modules={"reader": reader},
+    optimizers={"reader": reader_optimizer},
+    batches=train.batches(namer_batch, seed=seed, device=plain.device),
+    step=reader_step(reader, reader_optimizer, plain),
+    steps=reader_steps,
+    runtime=plain,
+    schedules={"reader": warmup_linear(max(1, reader_steps // 20), reader_steps)},
+)
+freeze(reader)
+
+# %% [markdown]
+# ### A linear code, and a network that refines it
+#
+# What is lifted still has thousands of pixels. A network that starts from nothing needs days to do better than linear algebra, which knows the best *linear*
+# code: the principal components of the lifted drawings at 32 px. They have what PSNR asks for, and smear every edge. So $E$ reads the frame and is linear in the rest, and $D$ is not: it paints the
+# components' picture, lays it out, and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task. It is
+# learned in minutes, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
+# component that found no place, so that no number is kept much more exactly than it is worth.
+
+# %%
+seed_everything(seed)
 start_images = train.images(
     torch.randperm(len(train), generator=derived_generator(seed, "start"))[: 600 if page.smoke else 6000],
     generator=derived_generator(seed, "start factors"),
@@ -187,18 +286,20 @@ start_images = train.images(
 )
 model.start_from(start_images)
 with torch.no_grad():
-    small = F.avg_pool2d(start_images, 2).flatten(1)
-    code = model.encode(start_images).sample()
-pca = PCA(dim, svd_solver="covariance_eigh").fit(small.double().numpy())
+    seen = torch.cat([model.encoder.look(x)[1] for x in start_images.split(256)])
+    code = torch.cat([model.encode(x).sample() for x in start_images.split(256)])
+pca = PCA(dim - FRAME, svd_solver="covariance_eigh").fit(seen.double().numpy())
 axes = torch.from_numpy(pca.components_).float()
 painter = F.normalize(model.decoder.linear.weight.detach(), dim=0)
 share = (axes @ painter).square().sum(0)  # of each of our directions that lies in theirs
-assert share[: dim // 2].min() > 0.95  # the subspace is found at random, its last directions roughly
-torch.testing.assert_close(code.var(0).mean(), torch.tensor(1.0), rtol=0.05, atol=0)
+assert (
+    share[: (dim - FRAME) // 2].min() > 0.95
+)  # the subspace is found at random, its last directions roughly
+torch.testing.assert_close(code[:, FRAME:].var(0).mean(), torch.tensor(1.0), rtol=0.05, atol=0)
 print(
-    f"latents have variance {code.var(0).mean():.2f}; the linear path lies to {share.mean():.3f} in scikit-learn's components"
+    f"latents have variance {code[:, FRAME:].var(0).mean():.2f}; the linear path lies to {share.mean():.3f} in scikit-learn's components"
 )
-del small, code
+del seen, code
 
 # %% [markdown]
 # ### One step
@@ -262,7 +363,7 @@ def autoencoder_step(
         optimizers["autoencoder"].zero_grad(set_to_none=True)
         torch.autograd.backward([x_rec, beta * kl], [g.to(x_rec.dtype), None])
         model.log_variance.grad = g_variance
-        nn.utils.clip_grad_norm_(model.parameters(), 20.0)  # several times the usual norm: a guard
+        runtime.clip(optimizers["autoencoder"], 20.0)  # several times the usual norm: a guard
         optimizers["autoencoder"].step()
         return {name: torch.as_tensor(part).detach() for name, part in parts.items()}
 
@@ -272,14 +373,17 @@ def autoencoder_step(
 # %%
 @torch.no_grad()
 def reconstruct(
-    model: VectorAutoencoder, images: Tensor, runtime: Runtime, batch: int = 64
+    model: VectorAutoencoder, images: Tensor, runtime: Runtime, batch: int = 64, kept: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return D(mean of q) (N, 3, S, S) and the means (N, dim), float32 on the CPU; images (N, 3, S, S)."""
+    """Return D(mean of q) (N, 3, S, S) and the means (N, dim), float32 on the CPU; images (N, 3, S, S).
+
+    ``kept``: D sees the first so many numbers alone.
+    """
     found = []
     for x in images.split(batch):
         with runtime.autocast():
             mean = model.encode(x.to(runtime.device)).mean
-            found.append((model.decode(mean).float().clamp(-1, 1).cpu(), mean.float().cpu()))
+            found.append((model.decode(mean[:, :kept]).float().clamp(-1, 1).cpu(), mean.float().cpu()))
     pictures, means = zip(*found, strict=True)
     return torch.cat(pictures), torch.cat(means)
 
@@ -292,23 +396,26 @@ def reconstruction_scores(model: VectorAutoencoder, images: Tensor, runtime: Run
 
 # %%
 def rate_groups(model: VectorAutoencoder, rate: float) -> list[dict[str, Any]]:
-    """Return the parameters as two groups: the linear paths, which begin near their best, learn at a tenth of ``rate``."""
+    """Return the parameters as two groups: the linear paths, which begin near their best, learn at a tenth of ``rate``.
+
+    What is frozen, the reader of the frame, is in neither.
+    """
     linear = [*model.encoder.linear.parameters(), *model.decoder.linear.parameters()]
     known = set(map(id, linear))
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     return [{"params": rest, "lr": rate}, {"params": linear, "lr": rate / 10}]
 
 
 before, _ = reconstruct(model, test_images, plain)
-thumbs = F.avg_pool2d(test_images, 2).flatten(1).double().numpy()
-small = (
-    torch.from_numpy(pca.inverse_transform(pca.transform(thumbs)))
-    .float()
-    .unflatten(1, (3, image_size // 2, -1))
-)
-components = F.interpolate(small, size=image_size, mode="bilinear").clamp(
-    -1, 1
-)  # the rival, without any noise
+thumbs = shrink(start_images, image_size // 2).flatten(1).double().numpy()
+whole = PCA(dim, svd_solver="covariance_eigh").fit(
+    thumbs
+)  # the rival: components of the pictures as they are
+small = shrink(test_images, image_size // 2).flatten(1).double().numpy()
+small = torch.from_numpy(whole.inverse_transform(whole.transform(small))).float()
+linear = F.interpolate(small.unflatten(1, (3, image_size // 2, -1)), size=image_size, mode="bilinear")
+linear = linear.clamp(-1, 1)
+del thumbs
 runtime.prepare(model)
 critic = runtime.prepare(PatchDiscriminator(ch=32, n_layers=3, norm="none"))
 perceptual = runtime.prepare(vgg_loss(pretrained=not page.smoke))
@@ -319,6 +426,7 @@ config = {
     "batch_size": batch_size,
     "data": train.hash,
     "model": dict(model.config),
+    "reader": reader_steps,
     "learning_rate": [learning_rate, learning_rate / 10],
     "betas": [0.5, 0.99],
     "perceptual_weight": perceptual_weight,
@@ -361,7 +469,8 @@ curve = [row for row in trained.history if "eval/psnr" in row]
 duel = [row for row in trained.history if "margin" in row]
 fig, (left, right) = figure(columns=2, height=2.6)
 left.plot([row["step"] for row in curve], [row["eval/psnr"] for row in curve], **look("ours", marker=True))
-left.axhline(psnr(components, test_images).mean(), **look("paper"), label=f"{dim} components")
+left.axhline(psnr(before, test_images).mean(), **look("paper"), label="where it began")
+left.axhline(psnr(linear, test_images).mean(), **look("control"), label=f"{dim} components")
 left.set(xlabel="step", ylabel="PSNR (dB), unseen concepts")
 left.legend()
 right.plot([row["step"] for row in duel], [row["margin"] for row in duel], **look("ours", marker=True))
@@ -370,12 +479,12 @@ right.set(xlabel="step", ylabel="margin of the critic (logits)")
 show(
     fig,
     alt=f"PSNR of unseen concepts reaches {curve[-1]['eval/psnr']:.1f} dB; the critic's margin ends at {duel[-1]['margin']:.2f}.",
-    caption="The autoencoder learns: validation PSNR beside that of 512 principal components; how far the critic tells pictures from reconstructions.",
+    caption="The autoencoder learns: validation PSNR beside the frame with a linear code, where it began, and the components of whole pictures; how far the critic tells pictures from reconstructions.",
 )
 
 
 # %% [markdown]
-# ### What 512 numbers keep
+# ### What 320 numbers keep
 #
 # PSNR is what the squared error sees; the distance of a network that took no part in training (LPIPS-VGG16-HED, lower is
 # better) is closer to the eye. A critic makes a network pay in the first for the second.
@@ -383,7 +492,10 @@ show(
 # %%
 eye = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
 committed = {name: page.weights(f"experts_{name}") for name in ("autoencoder", "namer", "judge")}
+made_here = made if page.record else []  # the report run leaves these to the other pages
 has_weights = pretrained and data == "emoji" and all(path.is_file() for path in committed.values())
+# whose committed weights are looked at: of what this run keeps, its own
+stands = {name: has_weights and name not in made_here for name in committed}
 
 
 @torch.no_grad()
@@ -393,17 +505,17 @@ def judged(x: Tensor, y: Tensor, batch: int = 64) -> float:
     return torch.cat([eye(a.to(runtime.device), b.to(runtime.device)).cpu() for a, b in pairs]).mean().item()
 
 
-best = runtime.prepare(load_autoencoder(committed["autoencoder"])) if has_weights else model
+best = runtime.prepare(load_autoencoder(committed["autoencoder"])) if stands["autoencoder"] else model
 own = f"this run, {steps} steps"
-named_best = "committed" if has_weights else own
+named_best = "committed" if stands["autoencoder"] else own
 after, latents = reconstruct(model, test_images, runtime)
 best_after, best_latents = reconstruct(best, test_images, runtime)
 hand_after, _ = reconstruct(best, hand_images, runtime)
 rows = [
-    ["512 principal components", "unseen concepts", components, test_images],
-    ["where training began", "unseen concepts", before, test_images],
+    [f"{dim} principal components", "unseen concepts", linear, test_images],
+    ["frame and components", "unseen concepts", before, test_images],
     [own, "unseen concepts", after, test_images],
-    *([["committed", "unseen concepts", best_after, test_images]] if has_weights else []),
+    *([["committed", "unseen concepts", best_after, test_images]] if stands["autoencoder"] else []),
     [named_best, "unseen hands", hand_after, hand_images],
 ]
 scores = {
@@ -419,37 +531,66 @@ table(
 # %%
 picture(
     shown,
-    *(
-        y[torch.linspace(0, len(y) - 1, 16).long()]
-        for y in ([components, best_after] if has_weights else [components, after])
-    ),
+    *(y[torch.linspace(0, len(y) - 1, 16).long()] for y in (linear, best_after)),
     columns=8,
-    rows=["test drawing", "PCA", named_best],
-    alt="Sixteen unseen drawings, what 512 principal components keep of them, and what the autoencoder keeps.",
-    caption="Unseen concepts, what is left of them in 512 principal components, and in 512 numbers of the autoencoder.",
+    rows=["test drawing", "components", named_best],
+    alt=f"Sixteen unseen drawings, what {dim} principal components keep of them, and what the autoencoder keeps.",
+    caption=f"Unseen concepts, what is left of them in {dim} principal components, and in {dim} numbers of the autoencoder.",
 )
 
 # %%
 best_psnr = psnr(best_after, test_images).mean().item()
-if (has_weights or is_trained) and not page.smoke:
+if (stands["autoencoder"] or is_trained) and not page.smoke:
     assert best_psnr >= 22, best_psnr  # what the next chapters build on
-    assert scores[named_best, "unseen concepts"][2] < scores["512 principal components", "unseen concepts"][2]
-ours, linear = scores[named_best, "unseen concepts"], scores["512 principal components", "unseen concepts"]
+    assert (
+        scores[named_best, "unseen concepts"][2] < scores[f"{dim} principal components", "unseen concepts"][2]
+    )
+ours, plainer = (scores[name, "unseen concepts"] for name in (named_best, f"{dim} principal components"))
 say(
-    f"The autoencoder ({named_best}) has **{ours[0]:.1f} dB** on concepts that it never saw, principal components {linear[0]:.1f} dB, "
-    f"and its perceptual distance is **{ours[2]:.2f}** against {linear[2]:.2f}"
+    f"The autoencoder ({named_best}) has **{ours[0]:.1f} dB** on concepts that it never saw, principal components {plainer[0]:.1f} dB, "
+    f"and its perceptual distance is **{ours[2]:.2f}** against {plainer[2]:.2f}"
     + (
         ": where the components smear an edge, it draws one."
-        if ours[2] < linear[2]
+        if ours[2] < plainer[2]
         else ": so short a training sharpens nothing yet."
     )
 )
 
 # %% [markdown]
+# ### A code in order
+#
+# Principal components come in the order of what they tell, and the numbers behind the frame keep it. So a part of the code, from the front, is a code too:
+# whoever wants fewer numbers takes the first ones, and leaves the others at their mean, 0. The invertible networks of the next chapters are to paint
+# drawings that no one drew; each number more is one more to get right. They take the first 128, as many as the paper has.
+
+# %%
+brief = min(128, dim)
+cuts = [k for k in (16, 32, 64, brief, 192, 256, dim) if k <= dim]
+shorter = {k: reconstruct(best, test_images, runtime, kept=k)[0] for k in cuts}
+fig, ax = figure(width="half")
+ax.plot(cuts, [psnr(y, test_images).mean().item() for y in shorter.values()], **look("ours", marker=True))
+ax.axvline(brief, **look("control"), label=f"{brief} numbers")
+ax.set(xlabel="numbers of the code, from the front", ylabel="PSNR (dB), unseen concepts")
+ax.legend()
+show(
+    fig,
+    alt=f"PSNR rises from {psnr(shorter[cuts[0]], test_images).mean():.1f} dB with {cuts[0]} numbers to {best_psnr:.1f} dB with all.",
+    caption="What the first numbers of the code keep of unseen concepts, the others left at 0.",
+)
+picture(
+    shown[::2],
+    *(shorter[k][torch.linspace(0, len(test_images) - 1, 16).long()][::2] for k in (32, brief, dim)),
+    columns=8,
+    rows=["test drawing", "32 numbers", f"{brief} numbers", f"all {dim}"],
+    alt="Eight unseen drawings and what 32, 128 and all numbers of the code keep of them.",
+    caption="Eight unseen drawings, and what is left of them in the first numbers of the code.",
+)
+
+# %% [markdown]
 # ### Between two drawings, and out of nothing
 #
-# Is every latent a drawing? No. The encoder is linear, so halfway between two drawings lies a double exposure of both, which the
-# decoder draws with clean edges. And random draws from the prior $\mathcal N(0, I)$ are confetti.
+# Is every latent a drawing? No. Ground, size, place and turn go straight from one drawing to the other; but the rest of the code is linear, so halfway lies a double exposure of both, which the
+# decoder draws with clean edges. And random draws from the prior $\mathcal N(0, I)$ are confetti in a frame.
 
 # %%
 draw = derived_generator(seed, "prior")
@@ -458,7 +599,7 @@ ways = [torch.lerp(a, b, torch.linspace(0, 1, 8)[:, None]) for a, b in zip(ends[
 with torch.no_grad():
     between, random = (
         best.decode(z.to(runtime.device)).float().cpu().clamp(-1, 1)
-        for z in (torch.cat(ways), torch.randn(8, dim, generator=draw))
+        for z in (torch.cat(ways), torch.randn(8, best_latents.shape[1], generator=draw))
     )
 picture(
     *between.split(8),
@@ -470,7 +611,7 @@ picture(
 )
 
 # %%
-correlated = np.corrcoef(best_latents.numpy().T) - np.eye(dim)
+correlated = np.corrcoef(best_latents.numpy().T) - np.eye(best_latents.shape[1])
 tails = ((best_latents - best_latents.mean(0)) / best_latents.std(0)).pow(4).mean() - 3
 say(
     f"The prior's draws look like no drawing, although the latents of drawings have mean {best_latents.mean():.2f}, standard deviation "
@@ -508,7 +649,7 @@ def namer_step(
         loss = F.cross_entropy(logits.float(), batch["concept"], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        runtime.clip(optimizer, 5.0)
         optimizer.step()
         right = (logits.argmax(1) == batch["concept"]).float().mean()
         return {"cross-entropy": loss.detach(), "right": right}
@@ -568,7 +709,7 @@ namer_run = fit(
 # The drawings below are by hands that the namer never saw draw these concepts.
 
 # %%
-best_namer = plain.prepare(load_namer(committed["namer"])) if has_weights else namer
+best_namer = plain.prepare(load_namer(committed["namer"])) if stands["namer"] else namer
 labels = named["test"].labels["concept"][
     torch.linspace(0, len(named["test"]) - 1, len(hand_images)).round().long()
 ]
@@ -578,7 +719,7 @@ table(
     [
         ["chance", 100 / n_classes, 500 / n_classes],
         [f"this run, {namer_steps} steps", *(100 * top(own_logits, labels, k) for k in (1, 5))],
-        *([["committed", *(100 * top(hand_logits, labels, k) for k in (1, 5))]] if has_weights else []),
+        *([["committed", *(100 * top(hand_logits, labels, k) for k in (1, 5))]] if stands["namer"] else []),
     ],
     header=["network", "right (%)", "right among five (%)"],
     digits=1,
@@ -600,7 +741,7 @@ picture(
 )
 
 # %%
-if (has_weights or is_trained) and not page.smoke:
+if (stands["namer"] or is_trained) and not page.smoke:
     assert top(hand_logits, labels) > 0.3
 say(
     f"{top(hand_logits, labels):.0%} of the drawings by unseen hands are named rightly among {n_classes} concepts, "
@@ -624,28 +765,49 @@ say(
 #
 # The chapters ask of pictures that no one drew: is it still a cat? whose hand? on which ground, how large, turned how far? The namer may
 # not answer, for it is what is being examined. So a third network, of another build and from nothing, is made as a measuring instrument. It learns
-# from *all* hands, and from reconstructions as often as from drawings: what it cannot see is then missing in the picture, not unknown to the judge.
+# from *all* hands, and from reconstructions as often as from drawings, half of these from the first 128 numbers: what it cannot see is then missing in the
+# picture, not unknown to the judge.
 
 
 # %%
 class Benches:
-    """Endless batches of drawings by all hands, half of them replaced by their reconstructions."""
+    """Endless batches of drawings by all hands, half of them copies: what the autoencoder makes of drawings.
+
+    Half of the copies are from the first ``kept`` numbers of the code. Each drawing has one copy of either kind, with factors of its
+    own, which is made when it is first asked for and kept (8 bits), since to decode costs as much as a step of the judge.
+    """
 
     def __init__(
-        self, data: Dataset, size: int, autoencoder: VectorAutoencoder, seed: int, runtime: Runtime
+        self, data: Dataset, size: int, autoencoder: VectorAutoencoder, seed: int, runtime: Runtime, kept: int
     ) -> None:
-        self.source = data.batches(size, seed=seed, device=runtime.device)
-        self.autoencoder, self.runtime = autoencoder, runtime
+        self.data, self.source = data, data.batches(size, seed=seed, device=runtime.device)
+        self.autoencoder, self.runtime, self.kept = autoencoder, runtime, (None, kept)
+        everything, side = torch.arange(len(data)), data.image_size
+        self.draws = [data.draw(everything, derived_generator(seed, "copies", k), True) for k in range(2)]
+        self.copies = torch.zeros(2, len(data), 3, side, side, dtype=torch.uint8)
+        self.factors = torch.zeros(2, len(data), len(Factors.NAMES))
+        self.is_made = torch.zeros(2, len(data), dtype=torch.bool)
+
+    def copied(self, k: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the copies (B, 3, S, S) in [-1, 1] of kind ``k`` of the drawings ``index``, and their factors (B, 8)."""
+        new = index[~self.is_made[k, index]].unique()
+        if len(new):
+            drawn = self.data.render(new, self.draws[k][new])
+            made, _ = reconstruct(self.autoencoder, drawn["image"], self.runtime, kept=self.kept[k])
+            self.copies[k, new] = ((made + 1) * 127.5).round().to(torch.uint8)
+            self.factors[k, new], self.is_made[k, new] = drawn["factors"].float(), True
+        return self.copies[k, index] / 127.5 - 1, self.factors[k, index]
 
     def __iter__(self) -> "Benches":
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         batch = next(self.source)
-        half = len(batch["image"]) // 2
-        batch["image"][:half] = reconstruct(self.autoencoder, batch["image"][:half], self.runtime)[0].to(
-            self.runtime.device
-        )
+        quarter, device = len(batch["image"]) // 4, self.runtime.device
+        for k in range(2):
+            rows = slice(k * quarter, (k + 1) * quarter)
+            images, factors = self.copied(k, batch["index"][rows].cpu())
+            batch["image"][rows], batch["factors"][rows] = images.to(device), factors.to(device)
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -670,7 +832,7 @@ def judge_step(
         factors = F.mse_loss(said.factors, factor_targets(batch["factors"]))
         optimizer.zero_grad(set_to_none=True)
         (concept + hand + 3 * factors).backward()
-        nn.utils.clip_grad_norm_(judge.parameters(), 10.0)
+        runtime.clip(optimizer, 10.0)
         optimizer.step()
         return {"concept": concept.detach(), "hand": hand.detach(), "factors": factors.detach()}
 
@@ -688,11 +850,8 @@ def judgements(judge: Judge, images: Tensor, runtime: Runtime, batch: int = 128)
 
 def judge_scores(said: Judgement, concept: Tensor, hand: Tensor, factors: Tensor) -> dict[str, float]:
     """Return how often concept (N,) and hand (N,) are right, and R² of the factors (N, 8), by group."""
-    target = factor_targets(factors)
-    r2 = 1 - (said.factors - target).square().mean(0) / target.var(0, correction=0)
-    ground, hue, size, shift, rotation = (part.mean().item() for part in r2.split([3, 2, 1, 2, 1]))
     right = {"concept": top(said.concept, concept), "hand": top(said.hand, hand)}
-    return right | {"background": ground, "hue": hue, "size": size, "shift": shift, "rotation": rotation}
+    return right | explained(said.factors, factors)
 
 
 # %%
@@ -700,7 +859,7 @@ jury = emoji_naming.load("all", image_size)
 n_hands = len(jury.label_names["hand"])
 seed_everything(seed)
 judge = runtime.prepare(Judge(n_classes, n_hands, image_size // 16))
-judge_steps = 3 * steps
+copyist = model if "autoencoder" in made else best
 judge_config = {
     "expert": "judge",
     "seed": seed,
@@ -709,7 +868,9 @@ judge_config = {
     "data": jury.hash,
     "model": dict(judge.config),
     "learning_rate": 2e-3,
-    "autoencoder": trained.folder.name,  # the run whose reconstructions it sees
+    "autoencoder": weights_digest(copyist),  # whose reconstructions it sees
+    "kept": brief,  # of the code, in half of them
+    "copies": 2,  # of each drawing
     "precision": runtime.precision,
 }
 judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.05)
@@ -718,7 +879,7 @@ judge_run = fit(
     config=judge_config,
     modules={"judge": judge},
     optimizers={"judge": judge_optimizer},
-    batches=Benches(jury, namer_batch, model, seed, runtime),
+    batches=Benches(jury, namer_batch, copyist, seed, runtime, brief),
     step=judge_step(judge, judge_optimizer, runtime),
     steps=judge_steps,
     runtime=runtime,
@@ -729,24 +890,26 @@ judge_run = fit(
 # Its accuracy is judged on drawings with factors that it has not met, and on their reconstructions; the concepts and hands are those it learned.
 
 # %%
-best_judge = runtime.prepare(load_judge(committed["judge"])) if has_weights else judge
+best_judge = runtime.prepare(load_judge(committed["judge"])) if stands["judge"] else judge
 places = torch.linspace(0, len(jury) - 1, 16 if page.smoke else 1024).long()
 fresh = jury.render(places, jury.draw(places, derived_generator(0, "drawn once", "jury"), True))
-again, _ = reconstruct(best, fresh["image"], runtime)
+again, briefly = (reconstruct(best, fresh["image"], runtime, kept=kept)[0] for kept in (None, brief))
 truth = (jury.labels["concept"][places], jury.labels["hand"][places], fresh["factors"])
 on_drawings = judge_scores(judgements(best_judge, fresh["image"], runtime), *truth)
 on_copies = judge_scores(judgements(best_judge, again, runtime), *truth)
+on_brief = judge_scores(judgements(best_judge, briefly, runtime), *truth)
 table(
-    [[name, on_drawings[name], on_copies[name]] for name in on_drawings],
-    header=["concept, hand: part right; else R²", "drawings", "their reconstructions"],
+    [[name, on_drawings[name], on_copies[name], on_brief[name]] for name in on_drawings],
+    header=["concept, hand: part right; else R²", "drawings", "reconstructions", f"from {brief} numbers"],
     digits=2,
 )
 
 # %%
-if (has_weights or is_trained) and not page.smoke:
+if (stands["judge"] or is_trained) and not page.smoke:
     assert on_copies["concept"] > 0.5 and on_copies["hand"] > 0.5 and on_copies["background"] > 0.95
 say(
-    f"The judge names {on_copies['concept']:.0%} of the concepts and {on_copies['hand']:.0%} of the hands in reconstructions "
+    f"The judge names {on_copies['concept']:.0%} of the concepts and {on_copies['hand']:.0%} of the hands in reconstructions, "
+    f"{on_brief['concept']:.0%} and {on_brief['hand']:.0%} in those from {brief} numbers "
     f"(chance {1 / n_classes:.1%} and {jury.labels['hand'].bincount().max() / len(jury):.0%}). Shift has an R² of {on_copies['shift']:.2f}, "
     f"the turn of the hue {on_copies['hue']:.2f}: a hue can be told only by who knows the colours that a thing has by itself."
 )
@@ -794,42 +957,42 @@ picture(
 #
 # | paper or original code | here | why |
 # |---|---|---|
-# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 4.2 M parameters, 64 px, a thousand steps | a laptop |
-# | networks start from noise | the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise does worse than linear algebra for days |
+# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 5.0 M parameters, 64 px, a thousand steps | a laptop |
+# | all of the code is learned from pictures alone | eight numbers of it are the frame, taught by the renderer | in principal components of whole pictures, flows as large as those of the next page had learned nothing of the concept when they began to learn drawings by heart (a trial, not recorded) |
+# | networks start from noise | the rest of the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise does worse than linear algebra for days |
 # | LPIPS over the whole image | VGG-19 (8-bit) over a random window of half the side | a quarter of the work |
 # | the critic's gradient is as long as the other's from its first step | its share is also cut by its margin | a critic that knows nothing has no say |
 # | classifiers that exist | the namer is fine-tuned here, on drawings whose hand and factors are known | so that what it forgets can be measured |
 # ```
 
 # %%
-if page.record:  # the report run leaves its experts to the other pages
-    made = {
-        "command": "make report CHAPTER=experts",
-        "licence": "CC BY-SA 4.0",
-        "steps": steps,
-    }
+card = {"command": "make report CHAPTER=experts", "licence": "CC BY-SA 4.0"}
+if "autoencoder" in made_here:
     page.keep_weights(
         "experts_autoencoder",
         model,
-        made
+        card
         | {
             "kind": "autoencoder",
+            "steps": steps,
             "model": model.config,
             "data": f"emoji, {image_size} px with factors, {train.hash}",
             "commit": trained.result["commit"],
         },
         scores={
             "test PSNR (dB), unseen concepts": psnr(after, test_images).mean().item(),
-            "the same of 512 principal components": psnr(components, test_images).mean().item(),
+            f"the same of {dim} principal components": psnr(linear, test_images).mean().item(),
         },
         limits="Emoji-like drawings of 64 px on one colour; thin lines and lettering are lost. No use beyond this book is intended.",
     )
+if "namer" in made_here:
     page.keep_weights(
         "experts_namer",
         namer,
-        made
+        card
         | {
             "kind": "namer",
+            "steps": namer_steps,
             "model": {"n_classes": n_classes},
             "classes": named["train"].label_names["concept"],
             "data": f"emoji, {image_size} px with factors, {named['train'].hash}",
@@ -838,12 +1001,14 @@ if page.record:  # the report run leaves its experts to the other pages
         scores={f"right among {k}, unseen hands": top(own_logits, labels, k) for k in (1, 5)},
         limits="Names 877 concepts of emoji at 64 px; always names one. No use beyond this book is intended.",
     )
+if "judge" in made_here:
     page.keep_weights(
         "experts_judge",
         judge,
-        made
+        card
         | {
             "kind": "judge",
+            "steps": judge_steps,
             "model": judge.config,
             "hands": jury.label_names["hand"],
             "data": f"emoji, {image_size} px with factors, {jury.hash}",

@@ -123,6 +123,7 @@ ARMS = {
     "logits-at-5": Arm("logits", taught=0.05),
     "logits-at-25": Arm("logits", taught=0.25),
 }
+DIM = 128  # numbers of the code that the flows model, from the front
 N_MEASURED = 512  # test drawings
 N_DRAWN = 4  # pictures of each
 N_REAL = 1024  # drawings that samples are held against
@@ -312,7 +313,8 @@ def lay_out(image_size: int, n_views: int, recipe: Any, runtime: Runtime, root: 
         runtime.prepare(load(page.weights(f"experts_{name}")))
         for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
     )
-    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, thin=60 if small else 1)
+    thin = 60 if small else 1
+    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, thin, DIM)
     eye = runtime.prepare(efficientnet_lite0(not small))
 
     def features(pictures: Tensor) -> Tensor:
@@ -471,7 +473,7 @@ def study_of(bench: Bench, part: float) -> Any:
             net = taught(part, data.image_size, runtime, bench.root)
         thin = 60 if bench.small else 1
         bench.studies[part] = story.open_study(
-            net, own.autoencoder, own.judge, data.image_size, data.n_views, runtime, thin
+            net, own.autoencoder, own.judge, data.image_size, data.n_views, runtime, thin, DIM
         )
     return bench.studies[part]
 

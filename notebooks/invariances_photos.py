@@ -377,7 +377,7 @@ def train_autoencoder(
 
 # %%
 seed_everything(seed)
-linear = experts.build_autoencoder(image_size, dim)
+linear = experts.build_autoencoder(image_size, dim, framed=False)
 linear.start_from(crops(parts["train"], 300 if page.smoke else 6000 if is_trained else 1500, "start"))
 committed = page.weights("experts_photos")
 is_committed = data == "photos" and pretrained and not page.record and committed.is_file()

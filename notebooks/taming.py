@@ -871,7 +871,7 @@ def stage2_step(
             loss = token_nll(gpt, prefix, batch["tokens"].to(runtime.device)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        runtime.clip(optimizer, 1.0)
         optimizer.step()
         return {"nll": loss.detach()}
 

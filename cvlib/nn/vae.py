@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvlib.errors import BookError
@@ -142,8 +143,15 @@ class VectorAutoencoder(nn.Module):
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return images (B, 3, side, side) of latents (B, dim) or (B, dim, 1, 1)."""
-        return self.decoder(z.flatten(1))
+        """Return images (B, 3, side, side) of latents (B, dim) or (B, dim, 1, 1).
+
+        Or of their first numbers alone, (B, k): a linear code has its most telling numbers first, and those
+        that are missing are taken at their mean, 0. Raises: BookError for more than dim numbers.
+        """
+        z, dim = z.flatten(1), self.config["dim"]
+        if z.shape[1] > dim:
+            raise BookError(f"latents {tuple(z.shape)}", f"(B, {dim}), or fewer numbers")
+        return self.decoder(F.pad(z, (0, dim - z.shape[1])))
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:

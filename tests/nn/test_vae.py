@@ -156,3 +156,17 @@ def test_components_that_cannot_be_had_are_told():
         VectorAutoencoder(32, 8, (8,), thumbnail=16, framed=True)
     with pytest.raises(BookError, match="7 px for 16 px"):
         VectorAutoencoder(16, 4, (8,), thumbnail=7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_first_numbers_are_a_code_too(framed):
+    torch.manual_seed(0)
+    net = VectorAutoencoder(32, 12, (8, 8), n_blocks=1, thumbnail=16, framed=framed).eval()
+    z = torch.randn(3, 12)
+    short = torch.cat([z[:, :9], torch.zeros(3, 3)], 1)
+    torch.testing.assert_close(net.decode(z[:, :9]), net.decode(short))
+    assert not torch.allclose(net.decode(z), net.decode(short), atol=1e-4)
+    torch.testing.assert_close(net.decode(z[:, :, None, None]), net.decode(z))
+    with pytest.raises(BookError, match=r"\(3, 13\).*\(B, 12\), or fewer"):
+        net.decode(torch.randn(3, 13))

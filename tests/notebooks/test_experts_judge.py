@@ -9,8 +9,10 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 
 from cvlib.data import emoji
+from cvlib.data.base import derived_generator
 from cvlib.data.factors import factor_targets
 from cvlib.nn.experts import Judge, Judgement
+from cvlib.nn.framed import FrameReader
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import definitions
 from cvlib.train import Runtime
@@ -56,29 +58,45 @@ class Drawings(emoji.EmojiDataset):
 
     def render(self, index, draws, device="cpu"):
         shade = (index / 8 + draws / 100)[:, None, None, None]
-        return {"image": shade.expand(-1, 3, 16, 16).clone(), "factors": torch.zeros(len(index), 8)}
+        return {"image": shade.expand(-1, 3, 16, 16).clone(), "factors": index[:, None].expand(-1, 8) / 8}
 
 
 @torch.no_grad()
-def test_half_of_a_bench_are_reconstructions(page, runtime):
-    net = autoencoder()
-    benches = iter(page.Benches(Drawings(), 6, net, seed=4, runtime=runtime))
-    plain = Drawings().batches(6, seed=4)
+def test_half_of_a_bench_are_copies_half_of_these_from_a_part_of_the_code(page, runtime):
+    net, data = autoencoder(), Drawings()
+    benches = iter(page.Benches(data, 8, net, seed=4, runtime=runtime, kept=2))
+    plain = data.batches(8, seed=4)
+    whole, brief = (data.draw(torch.arange(8), derived_generator(4, "copies", k), True) for k in (0, 1))
     for _ in range(3):
         ours, drawn = next(benches), next(plain)
-        rebuilt = net.decode(net.encode(drawn["image"]).mean).clamp(-1, 1)
-        torch.testing.assert_close(ours["image"][:3], rebuilt[:3])
-        assert (rebuilt[:3] - drawn["image"][:3]).abs().max() > 0.1
-        assert torch.equal(ours["image"][3:], drawn["image"][3:])
-        assert all(torch.equal(ours[name], drawn[name]) for name in ("concept", "hand", "index", "factors"))
+        first, second = drawn["index"][:2], drawn["index"][2:4]
+        shown = [data.render(at, d[at])["image"] for at, d in ((first, whole), (second, brief))]
+        codes = [net.encode(x).mean for x in shown]
+        short = torch.cat([codes[1][:, :2], torch.zeros(2, 3)], 1)
+        for rows, code in ((slice(0, 2), codes[0]), (slice(2, 4), short)):
+            rebuilt = net.decode(code).clamp(-1, 1)
+            torch.testing.assert_close(ours["image"][rows], rebuilt, rtol=0, atol=0.6 / 127.5)
+            assert (rebuilt - drawn["image"][rows]).abs().max() > 0.1
+        assert (net.decode(codes[1]) - net.decode(short)).abs().max() > 0.02
+        assert torch.equal(ours["factors"][:4], torch.cat([first, second])[:, None].expand(-1, 8) / 8)
+        assert torch.equal(ours["image"][4:], drawn["image"][4:])
+        assert all(torch.equal(ours[name], drawn[name]) for name in ("concept", "hand", "index"))
+
+
+def test_a_copy_is_made_once(page, runtime, monkeypatch):
+    benches = page.Benches(Drawings(), 8, autoencoder(), seed=4, runtime=runtime, kept=2)
+    first, _ = benches.copied(1, torch.tensor([3, 5]))
+    monkeypatch.setattr(page, "reconstruct", None)
+    again, _ = benches.copied(1, torch.tensor([5, 3, 5]))
+    assert torch.equal(again, first[[1, 0, 1]])
 
 
 def test_benches_go_on_from_where_they_were_saved(page, runtime):
-    one = page.Benches(Drawings(), 6, autoencoder(), seed=4, runtime=runtime)
+    one = page.Benches(Drawings(), 6, autoencoder(), seed=4, runtime=runtime, kept=2)
     first = next(one)
     state = one.state_dict()
     second = next(one)
-    again = page.Benches(Drawings(), 6, autoencoder(), seed=4, runtime=runtime)
+    again = page.Benches(Drawings(), 6, autoencoder(), seed=4, runtime=runtime, kept=2)
     again.load_state_dict(state)
     resumed = next(again)
     assert torch.equal(resumed["image"], second["image"]) and torch.equal(resumed["hand"], second["hand"])
@@ -115,6 +133,21 @@ def test_the_judges_step_is_a_step_down_the_sum_of_three(page, judge, runtime):
     assert parts["concept"].item() == pytest.approx(concept.item(), rel=1e-5)
     assert parts["hand"].item() == pytest.approx(hand.item(), rel=1e-5)
     assert parts["factors"].item() == pytest.approx(factors.item(), rel=1e-5)
+
+
+def test_the_readers_step_is_a_step_down_the_squared_error_of_the_factors(page, runtime):
+    torch.manual_seed(0)
+    reader, twin = FrameReader(1), FrameReader(1)
+    twin.load_state_dict(reader.state_dict())
+    batch = jury()
+    parts = page.reader_step(reader, torch.optim.SGD(reader.parameters(), lr=0.01), runtime)(batch, 0)
+    loss = (twin(batch["image"]) - factor_targets(batch["factors"])).square().mean()
+    slopes = torch.autograd.grad(loss, list(twin.parameters()))
+    norm = torch.cat([slope.flatten() for slope in slopes]).norm()
+    for ours, before, slope in zip(reader.parameters(), twin.parameters(), slopes, strict=True):
+        after = before - 0.01 * slope * min(1.0, 10 / norm.item())
+        torch.testing.assert_close(ours, after, rtol=1e-3, atol=1e-6)
+    assert parts["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_judgements_come_piece_by_piece_in_order(page, judge, runtime):

@@ -300,6 +300,46 @@ def test_a_step_goes_down_the_nll_of_a_sampled_latent(page, study):
     assert losses[-1] < losses[0] - 0.1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["block 6", "softmax"])
+def test_a_flow_starts_at_the_ridge_regression_of_the_latent(page, study, name):
+    layer = tiny_study.random_layer(page, study, name)
+    page.fit_guess(layer)
+    batch = study.batch("train", name, torch.arange(40))
+    z, x = layer.condition(batch).flatten(1).double(), batch["moments"][:, :DIM].double()
+    a, b = z - z.mean(0), x - x.mean(0)
+    penalty = 0.1 * a.square().sum() / a.shape[1]
+    by_rows = torch.linalg.solve(a @ a.T + penalty * torch.eye(40, dtype=torch.float64), b)
+    new = layer.condition(study.batch("test", name, torch.arange(10))).flatten(1)
+    wanted = (new.double() - z.mean(0)) @ a.T @ by_rows + x.mean(0)
+    torch.testing.assert_close(layer.flow.guess(new), wanted.float(), rtol=1e-3, atol=1e-3)
+    assert wanted.std(0).mean() > 0.01
+
+
+def test_what_begins_near_its_best_learns_slowly(page, study):
+    flow = tiny_study.random_layer(page, study, "softmax").flow
+    fast, slow = page.rate_groups(flow, 1e-2)
+    assert slow["lr"] == pytest.approx(1e-3) and {*slow["params"]} == {*flow.guess.parameters()}
+    assert {*fast["params"]} | {*slow["params"]} == {*flow.parameters()}
+    assert not {*fast["params"]} & {*slow["params"]}
+
+
+def test_maps_with_too_many_entries_are_not_guessed(page):
+    large = page.build_flow(4, (2, 65, 64), n_blocks=1, width=8, depth=1, dim_h=3)
+    assert large.guess is None and page.rate_groups(large, 1.0)[1]["params"] == []
+    assert page.build_flow(4, (2, 64, 64), n_blocks=1, width=8, depth=1, dim_h=3).guess is not None
+
+
+@torch.no_grad()
+def test_a_study_may_take_the_first_numbers_of_the_code_alone(page, nets, tmp_path):
+    whole, brief = (tiny_study.open_study(page, nets, tmp_path, dim=dim) for dim in (None, 5))
+    assert torch.equal(brief.latents, whole.latents[:, :5])
+    moments = [s.known["train"].column("moments") for s in (whole, brief)]
+    assert torch.equal(moments[1], torch.cat([moments[0][:, :5], moments[0][:, DIM : DIM + 5]], 1))
+    rest = torch.cat([brief.latents, torch.zeros(10, DIM - 5)], 1)
+    torch.testing.assert_close(brief.decode(brief.latents), whole.decode(rest))
+
+
 def test_a_trained_flow_is_judged_at_its_end_and_recognised(page, study, tmp_path):
     recipe = page.Recipe(steps=4, batch_size=8, n_blocks=2, width=16, depth=1)
     layer, run = page.train_flow(study, "softmax", recipe, 0, str(tmp_path), quiet=True)

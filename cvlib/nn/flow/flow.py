@@ -26,18 +26,20 @@ __all__ = ["ConditionalFlow", "FlowBlock", "Projection"]
 class Projection:
     """What B conditions add to the first layers of all nets of a flow: ``data`` (2 n_blocks, 2, B, width).
 
-    ``flow.project`` makes it once; forward, inverse and sample take it in place of the condition. Indexing
-    picks conditions: with K labels, ``table = flow.project(torch.arange(K))``, then ``table[labels]``.
+    And what they let guess of x, ``guess`` (B, dim), if the flow has a guess. ``flow.project`` makes it once;
+    forward, inverse and sample take it in place of the condition. Indexing picks conditions: with K labels,
+    ``table = flow.project(torch.arange(K))``, then ``table[labels]``.
     """
 
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
+    def __init__(self, data: Tensor, guess: Tensor | None = None) -> None:
+        self.data, self.guess = data, guess
 
     def __len__(self) -> int:
         return self.data.shape[2]
 
     def __getitem__(self, rows: Tensor) -> Projection:
-        return Projection(self.data.index_select(2, rows))
+        guess = None if self.guess is None else self.guess.index_select(0, rows)
+        return Projection(self.data.index_select(2, rows), guess)
 
 
 class FlowBlock(nn.Module):
@@ -74,6 +76,8 @@ class FlowBlock(nn.Module):
 class ConditionalFlow(nn.Module):
     """``n_blocks`` invertible blocks that share one condition; ``embedder=None`` makes it unconditional.
 
+    With a ``guess`` (:class:`~cvlib.nn.flow.LinearGuess`, or any module from the condition to (B, dim)) the
+    blocks see x minus what it guesses: a conditional shift before them, of determinant 1.
     The embedder (:class:`~cvlib.nn.flow.VectorEmbedder`, :class:`~cvlib.nn.flow.LabelEmbedder`,
     :class:`~cvlib.nn.flow.MapEmbedder`, or any module with a width ``dim``) is evaluated once a pass, and one
     matrix product brings its output into the first layers of all nets. Runs in the type of the weights under
@@ -101,8 +105,13 @@ class ConditionalFlow(nn.Module):
         embedder: nn.Module | None = None,
         activation: Literal["none", "lrelu"] = "none",
         alpha: float = 0.9,
+        guess: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if guess is not None and embedder is None:
+            raise BookError(
+                "a guess without an embedder", "both or none", "an unconditional flow has no condition"
+            )
         if activation not in ("none", "lrelu"):
             raise BookError(f"activation {activation!r}", "'none' or 'lrelu'")
         self.config: dict[str, Any] = {
@@ -113,7 +122,7 @@ class ConditionalFlow(nn.Module):
             "activation": activation,
             "alpha": alpha,
         }
-        self.dim, self.embedder = dim, embedder
+        self.dim, self.embedder, self.guess = dim, embedder, guess
         dim_cond: int = 0 if embedder is None else embedder.dim  # type: ignore[assignment]
         slope = alpha if activation == "lrelu" else None
         self.blocks = nn.ModuleList(FlowBlock(dim, width, depth, dim_cond, slope) for _ in range(n_blocks))
@@ -136,7 +145,11 @@ class ConditionalFlow(nn.Module):
             if h.shape[1:] != weight.shape[1:2]:
                 name = type(self.embedder).__name__
                 raise BookError(f"{name} gives {tuple(h.shape)}", f"(B, {weight.shape[1]}), as its dim says")
-            return Projection(torch.baddbmm(bias, h.expand(len(bias), -1, -1), weight).unflatten(0, (-1, 2)))
+            data = torch.baddbmm(bias, h.expand(len(bias), -1, -1), weight).unflatten(0, (-1, 2))
+            if self.guess is None:
+                return Projection(data)
+            labels = self.embedder if isinstance(self.embedder, LabelEmbedder) else None
+            return Projection(data, self.guess(cond if labels is None else labels.one_hot(cond)))
 
     def _embed(self, cond: Tensor) -> Tensor:
         """Return h (B, dim_cond)."""
@@ -149,7 +162,8 @@ class ConditionalFlow(nn.Module):
             v, logs = self._flat(x), []
             if not x.is_meta and not self.blocks[0].norm.is_initialized:  # type: ignore[union-attr]  # a FlowBlock's
                 self._check_given(x, cond, "x")  # before it decides where any ActNorm starts
-            c = self._conditions(x, cond)
+            given = self._conditions(x, cond)
+            c, v = given.data.unbind(0), v if given.guess is None else v - given.guess
             for i, block in enumerate(self.blocks):
                 v, terms = block(v, c[2 * i], c[2 * i + 1])
                 logs += terms
@@ -162,9 +176,11 @@ class ConditionalFlow(nn.Module):
         """Return x with ``forward(x, cond)[0] == v``."""
         with without_autocast(v):
             x = self._flat(v)
-            c = self._conditions(v, cond)
+            given = self._conditions(v, cond)
+            c = given.data.unbind(0)
             for i in reversed(range(len(self.blocks))):
                 x = self.blocks[i].inverse(x, c[2 * i], c[2 * i + 1])  # type: ignore[operator]
+            x = x if given.guess is None else x + given.guess
             self._check_finite(v, cond, x.sum(1), "v")
             return x.view_as(v)
 
@@ -200,8 +216,8 @@ class ConditionalFlow(nn.Module):
             raise BookError(f"latents {tuple(x.shape)}", f"(B, {self.dim})")
         return x.flatten(1).to(self.cond_bias.dtype)
 
-    def _conditions(self, x: Tensor, cond: Tensor | Projection | None) -> tuple[Tensor, ...]:
-        """Return the 2 n_blocks pieces (2, B or 1, width) of the projected condition."""
+    def _conditions(self, x: Tensor, cond: Tensor | Projection | None) -> Projection:
+        """Return the projected condition, of B rows or of 1, checked."""
         rows = 1 if cond is None or (isinstance(cond, Tensor) and not cond.ndim) else len(cond)
         if rows not in (1, len(x)):  # before an embedder sees them: its ActNorms may still wait for a start
             raise BookError(f"{rows} conditions for {len(x)} samples", "one each, or one for all")
@@ -210,14 +226,21 @@ class ConditionalFlow(nn.Module):
         elif isinstance(self.embedder, LabelEmbedder) and cond is not None and self.embedder.is_rowwise:
             labels = self.embedder.one_hot(cond)
             table = self.project(torch.arange(self.embedder.dim_in, device=cond.device))
-            c = Projection(labels @ table.data)  # K rows through the embedder, not B
+            guess = None if table.guess is None else labels @ table.guess
+            c = Projection(labels @ table.data, guess)  # K rows through the embedder, not B
         else:
             c = self.project(cond)
         own = (2 * len(self.blocks), self.cond_bias.shape[2])
         if c.data.shape[::3] != own:
             seen = "a projection for {} halves of blocks of width {}".format(*c.data.shape[::3])
             raise BookError(seen, "{} of width {}".format(*own), "make it with this flow's project")
-        return c.data.unbind(0)
+        if (c.guess is None) != (self.guess is None) or (
+            c.guess is not None and c.guess.shape[1] != self.dim
+        ):
+            seen = "no guess" if c.guess is None else f"a guess of {c.guess.shape[1]} numbers"
+            wanted = "none" if self.guess is None else f"one of {self.dim}"
+            raise BookError(seen, wanted, "make the projection with this flow's project")
+        return c
 
     def _check_finite(
         self, given: Tensor, cond: Tensor | Projection | None, result: Tensor, name: str
