@@ -557,6 +557,9 @@ say(
 )
 
 # %% [markdown]
+# What is lifted is what differs from the ground. A drawing that has nearly the ground's colour, a white plane before a pale sky, is lifted in pieces,
+# and what was missed the code never sees. The pictures' own components do not know this fault; it is the price of the frame.
+#
 # ### A code in order
 #
 # Principal components come in the order of what they tell, and the numbers behind the frame keep it. So a part of the code, from the front, is a code too:

@@ -895,11 +895,11 @@ def pairs_of(study: Study, factor: str, n: int, split: str, seed: int) -> tuple[
     draws = [part.draw(rows, chance, True) for part, rows in ((data, one), (partners, other))]
     if factor in FACTOR_COLUMNS:
         draws[1].factors[:, FACTOR_COLUMNS[factor]] = draws[0].factors[:, FACTOR_COLUMNS[factor]]
-    ends = []
+    ends, dim = [], study.latents.shape[1]
     for part, rows, drawn in zip((data, partners), (one, other), draws, strict=True):
         x = part.render(rows, drawn)["image"]
         parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
-        ends.append(torch.cat(parts))
+        ends.append(torch.cat(parts)[:, :dim])
     return ends[0], ends[1]
 
 

@@ -51,7 +51,8 @@ class Ledger:
 def ledger():
     known = {split: SimpleNamespace(data=Ledger(split), hash="ledger") for split in ("train", "test")}
     reader = SimpleNamespace(encode=lambda x: SimpleNamespace(mean=x))
-    return SimpleNamespace(known=known, autoencoder=reader, runtime=Runtime(device="cpu", precision="fp32"))
+    runtime, latents = Runtime(device="cpu", precision="fp32"), torch.zeros(1, 3 + 8)
+    return SimpleNamespace(known=known, autoencoder=reader, runtime=runtime, latents=latents)
 
 
 COLUMNS = {"background": {0, 1, 2}, "size": {4}, "shift": {5, 6}, "rotation": {7}}  # of Factors.NAMES
@@ -124,6 +125,12 @@ def some_pairs():
         name: (torch.randn(7 + k, 3, generator=gen(k)), torch.randn(7 + k, 3, generator=gen(9 + k)))
         for k, name in enumerate("xyz")
     }
+
+
+def test_pairs_have_as_many_numbers_as_the_latents_of_their_study(page, ledger):
+    brief = SimpleNamespace(**vars(ledger) | {"latents": torch.zeros(1, 5)})
+    for whole, first in zip(*(page.pairs_of(s, "hand", 8, "test", 0) for s in (ledger, brief)), strict=True):
+        assert torch.equal(first, whole[:, :5]) and whole.shape == (8, 11)
 
 
 def test_batches_of_pairs_depend_on_seed_and_t_alone(page):
