@@ -374,7 +374,7 @@ print(
 
 
 # %%
-AT_MOST = 8192  # entries of z from which the latent is guessed
+AT_MOST = 8192  # entries of z from which the latent is guessed; the input of the network has more
 
 
 def build_flow(
@@ -388,9 +388,7 @@ def build_flow(
         widths = np.linspace(shape[0], dim_h, 4).round().astype(int).tolist()
         embedder = VectorEmbedder(widths, norm="actnorm", slope=0.2)
     size = math.prod(shape)
-    guess = (
-        LinearGuess(size, dim) if size <= AT_MOST else None
-    )  # the input of the network has too many entries
+    guess = LinearGuess(size, dim) if size <= AT_MOST else None
     return ConditionalFlow(dim, width, depth, n_blocks, embedder, guess=guess)
 
 
