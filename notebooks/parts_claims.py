@@ -859,6 +859,7 @@ READINGS = {
     "A1": "The lead over either k-means, held against a margin that is worth a page",
     "A2": "Photographs behind the people",
     "A3": "The same network with every image its own partner",
+    "A4": "The probe again, where the target is a fifth",
 }
 for claim, question in READINGS.items():
     found = decided[claim]["comparisons"]
