@@ -81,13 +81,13 @@ def experts():
     return namer, autoencoder, judge
 
 
-def open_study(page, nets, cache: Path, n_views=1, thin=1, dim=None):
+def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, dim=None):
     """What the page's ``open_study`` makes of 40 training and 10 test patterns; outputs lie in ``cache``."""
     data = {"train": Drawings(40, 2), "test": Drawings(10, 3)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvlib.data.outputs.cache_root", lambda: cache)
         patch.setattr(page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split]))
-        return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), thin, dim)
+        return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), n_concepts, dim)
 
 
 @torch.no_grad()

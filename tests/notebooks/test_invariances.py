@@ -111,17 +111,25 @@ def test_a_study_knows_what_the_experts_say_of_its_drawings(page, study):
 def test_a_study_has_labels_factors_and_one_view_of_each_drawing_for_probes(page, nets, tmp_path):
     study = tiny_study.open_study(page, nets, tmp_path, n_views=2)
     data = {split: study.known[split].data for split in ("train", "test")}
-    assert len(study.known["train"]) == 80 and len(study.known["test"]) == 10
+    assert len(study.known["train"]) == 80 and len(study.known["test"]) == 20
     assert study.known["train"].labels["item"][study.fitted].tolist() == list(range(40))
     assert study.counts == {"concept": CLASSES, "hand": HANDS}
     for field in ("concept", "hand"):
-        assert torch.equal(study.labels[field], data["test"].labels[field])
-    drawn = data["test"].draw(torch.arange(10), derived_generator(0, "view", 0), True).factors
+        assert torch.equal(study.labels[field], data["test"].labels[field].repeat(2))
+    views = [derived_generator(0, "view", view) for view in (0, 1)]
+    drawn = torch.cat([data["test"].draw(torch.arange(10), view, True).factors for view in views])
     torch.testing.assert_close(study.factors, factor_targets(drawn), atol=5e-3, rtol=0)  # kept as float16
 
 
-def test_a_thin_study_has_all_drawings_of_every_so_many_concepts(page, nets, study, tmp_path):
-    thin = tiny_study.open_study(page, nets, tmp_path, thin=2)
+@torch.no_grad()
+def test_a_study_of_few_concepts_has_all_their_drawings_and_knows_no_others(page, nets, study, tmp_path):
+    thin = tiny_study.open_study(page, nets, tmp_path, n_concepts=3)
+    assert study.concepts.tolist() == [0, 1, 2, 3, 4] and thin.concepts.tolist() == [0, 2, 4]
+    x = images(20, seed=5)
+    all_of_them, few = study.judged(x), thin.judged(x)
+    assert torch.equal(few.concept[:, [0, 2, 4]], all_of_them.concept[:, [0, 2, 4]])
+    assert (few.concept[:, [1, 3]] == -math.inf).all() and all_of_them.concept.isfinite().all()
+    assert torch.equal(few.hand, all_of_them.hand)
     for split in ("train", "test"):
         whole, found = (one.known[split].data.labels for one in (study, thin))
         is_kept = (whole["concept"] == 0) | (whole["concept"] == 2) | (whole["concept"] == 4)
