@@ -31,7 +31,7 @@
 # | C2 | They stay consistent: encoded again, they have the representation that they were made from | below, against other pictures |
 # | C3 | $v$ is independent of what the layer knows | below, by a probe |
 # | C4 | Pictures from the last layers are as good as those from the first; a regression's are not | below, against the mean |
-# | C7 | A second flow makes factors of the latent that can be exchanged one by one | below, against a linear probe |
+# | C7 | A second flow makes factors of the latent that can be exchanged one by one | {doc}`invariances_factors` |
 #
 # | scale | command | what it needs |
 # |---|---|---|
@@ -45,7 +45,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,10 @@ from cvlib.data.base import derived_generator
 from cvlib.data.factors import factor_targets
 from cvlib.data.outputs import Outputs
 from cvlib.errors import BookError
-from cvlib.nn import ConditionalFlow, MapEmbedder, SemanticFlow, VectorEmbedder
+from cvlib.nn import ConditionalFlow, MapEmbedder, VectorEmbedder
 from cvlib.nn.backbones import EfficientNetLite0
 from cvlib.nn.experts import Judge, Judgement, load_autoencoder, load_judge, load_namer
-from cvlib.nn.flow import AffineCoupling, LinearGuess, factor_sizes
+from cvlib.nn.flow import AffineCoupling, LinearGuess
 from cvlib.nn.vae import DiagonalGaussian, VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import explorer, figure, look, picture, say, show, table
@@ -880,230 +880,6 @@ say(
 )
 
 # %% [markdown]
-# ## Factors that can be exchanged
-#
-# A layer can be asked about a concept only if the concept has a place of its own. The second flow $e(\bar z) = (e_0, e_1, \dots, e_K)$ knows
-# no condition; its output falls into blocks, one a factor. It learns from pairs that share one factor $F$ and nothing else: both ends are
-# Gaussian, but $e_F$ of the second is predicted from that of the first with correlation $\sigma_{ab}$,
-#
-# $$ e_F^b \,|\, e_F^a \sim \mathcal N\big(\sigma_{ab}\, e_F^a,\ (1 - \sigma_{ab}^2) I\big), \qquad e_{k \ne F} \sim \mathcal N(0, I). $$
-#
-# No label is ever read, only that two drawings are alike in one respect. Pairs are made, since all factors are ours to choose; hue is left out, for a turn of the hue means
-# nothing without the thing it belongs to.
-
-# %%
-SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
-FACTOR_COLUMNS = {
-    "background": slice(0, 3),
-    "size": slice(4, 5),
-    "shift": slice(5, 7),
-    "rotation": slice(7, 8),
-}
-
-
-@torch.no_grad()
-def pairs_of(study: Study, factor: str, n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return latents (n, dim), twice, of pictures that are alike in one factor and drawn apart in all else.
-
-    Alike in concept are drawings by two hands, the second one always of training, since a class has one hand in
-    the test; alike in hand are drawings of two concepts.
-    """
-    data, chance = study.known[split].data, derived_generator(seed, "pairs", split, factor)
-    partners = study.known["train"].data if factor == "concept" else data
-    one, other = (torch.randint(len(part), (n,), generator=chance) for part in (data, partners))
-    if factor in ("concept", "hand"):
-        rest = "hand" if factor == "concept" else "concept"
-        is_alike, is_same = (data.labels[f][one, None] == partners.labels[f] for f in (factor, rest))
-        weight = is_alike * torch.where(is_same, 1e-9, 1.0)  # in a thin study there may be no other
-        other = torch.multinomial(weight, 1, generator=chance)[:, 0]
-    draws = [part.draw(rows, chance, True) for part, rows in ((data, one), (partners, other))]
-    if factor in FACTOR_COLUMNS:
-        draws[1].factors[:, FACTOR_COLUMNS[factor]] = draws[0].factors[:, FACTOR_COLUMNS[factor]]
-    ends, dim = [], study.latents.shape[1]
-    for part, rows, drawn in zip((data, partners), (one, other), draws, strict=True):
-        x = part.render(rows, drawn)["image"]
-        parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
-        ends.append(torch.cat(parts)[:, :dim])
-    return ends[0], ends[1]
-
-
-n_pairs = 16 if page.smoke else 4096 if is_trained else 256
-pairs = {factor: pairs_of(study, factor, n_pairs, "train", seed) for factor in SHARED}
-sizes = factor_sizes([pairs[factor] for factor in SHARED]) if not page.smoke else [dim - 60, *[10] * 6]
-table(
-    [["what is left", sizes[0]], *([factor, size] for factor, size in zip(SHARED, sizes[1:], strict=True))],
-    header=["factor", "features of e"],
-)
-
-
-# %%
-class PairBatches:
-    """Endless batches of pairs, each sharing one factor, drawn anew from (seed, t)."""
-
-    def __init__(self, pairs: dict[str, tuple[Tensor, Tensor]], size: int, seed: int) -> None:
-        self.ends = [torch.cat([pair[k] for pair in pairs.values()]) for k in (0, 1)]
-        counts = torch.tensor([len(pair[0]) for pair in pairs.values()])
-        self.factor = torch.arange(1, len(pairs) + 1).repeat_interleave(counts)
-        self.size, self.seed = size, seed
-
-    def __call__(self, t: int) -> dict[str, Tensor]:
-        """Return batch t: latents "a" and "b" (B, dim), number "factor" (B,) of what they share."""
-        rows = torch.randint(
-            len(self.factor), (self.size,), generator=derived_generator(self.seed, "pairs", t)
-        )
-        return {"a": self.ends[0][rows], "b": self.ends[1][rows], "factor": self.factor[rows]}
-
-
-def train_semantic(
-    study: Study,
-    pairs: dict[str, tuple[Tensor, Tensor]],
-    sizes: list[int],
-    recipe: Recipe,
-    seed: int,
-    root: str,
-) -> tuple[SemanticFlow, RunResult]:
-    """Return e and its run, trained on pairs that share a factor each; a finished run is recognised."""
-    seed_everything(seed)
-    runtime = study.runtime
-    flow = SemanticFlow(sizes, width=recipe.width, n_blocks=recipe.n_blocks, depth=recipe.depth)
-    flow = runtime.prepare(flow)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
-
-    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        a, b, factor = (batch[name].to(runtime.device) for name in ("a", "b", "factor"))
-        loss = flow.pair_loss(a, b, factor, sigma_ab=0.9).mean() / (2 * sum(sizes))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        runtime.clip(optimizer, 10.0)
-        optimizer.step()
-        return {"loss": loss.detach()}
-
-    shared = {factor: len(ends[0]) for factor, ends in pairs.items()}
-    config = {"layer": "semantic", "seed": seed, "data": study.known["train"].hash, **vars(recipe)}
-    config |= {"pairs": shared, "sizes": sizes}
-    run = fit(
-        run_folder(root, "semantic", config),
-        config=config,
-        modules={"flow": flow},
-        optimizers={"flow": optimizer},
-        batches=PairBatches(pairs, recipe.batch_size // 2, seed),
-        step=step,
-        steps=recipe.steps,
-        runtime=runtime,
-        schedules={"flow": warmup_linear(max(1, recipe.steps // 20), recipe.steps)},
-    )
-    return flow, run
-
-
-semantic, _ = train_semantic(study, pairs, sizes, recipe, seed, run_dir)
-
-# %% [markdown]
-# Do alike pairs of unseen hands agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
-# block of $e$ between its two ends. Where the concept is shared, the other end is by a hand of training.
-
-# %%
-with torch.no_grad():
-    unseen = {factor: pairs_of(study, factor, 32 if page.smoke else 512, "test", seed) for factor in SHARED}
-    agreement = []
-    for factor in SHARED:
-        (ends_a, _), (ends_b, _) = (semantic(x.to(runtime.device)) for x in unseen[factor])
-        row = []
-        for a, b in zip(ends_a, ends_b, strict=True):
-            a, b = a - a.mean(0), b - b.mean(0)
-            row.append((a * b).mean().div((a.square().mean() * b.square().mean()).sqrt()).item())
-        agreement.append(row)
-table(
-    [[factor, *row] for factor, row in zip(SHARED, agreement, strict=True)],
-    header=["pairs share", "$e_0$", *SHARED],
-    digits=2,
-)
-
-# %% [markdown]
-# Now edit: give a drawing the factor of another, $x^* = D(e^{-1}(e_1, \dots, e_F^*, \dots, e_K))$.
-
-
-# %%
-@torch.no_grad()
-def edited(semantic: SemanticFlow, z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
-    """Return latents (B, dim) that have one factor of ``donor`` (B, dim), all else of ``z_bar`` (B, dim)."""
-    device = next(semantic.parameters()).device
-    (own, _), (other, _) = semantic(z_bar.to(device)), semantic(donor.to(device))
-    place = 1 + SHARED.index(factor)
-    mixed = [other[k] if k == place else e for k, e in enumerate(own)]
-    return semantic.inverse(mixed).cpu()
-
-
-donors = sample.roll(1)
-picture(
-    shown,
-    shown.roll(1, 0),
-    *(
-        study.decode(edited(semantic, study.latents[sample], study.latents[donors], factor))
-        for factor in SHARED
-    ),
-    columns=8,
-    rows=["drawing", "donor", *(f"{factor} of the donor" for factor in SHARED)],
-    alt="Eight drawings, eight donors, and six rows in which one factor of the donor was given to the drawing.",
-    caption="One factor exchanged at a time. Not selected.",
-)
-
-
-# %% [markdown]
-# The simple rival needs no second flow: a linear probe has a direction for every factor, so move the latent along it until the probe says what it says
-# of the donor. The judge decides: does the picture now have the donor's factor, and did the others stay?
-
-
-# %%
-def moved(study: Study, z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
-    """Return latents moved by the least step after which a linear probe reads the donor's factor from them."""
-    part, rows = study.known["train"], study.fitted
-    if factor in GROUPS:
-        y = factor_targets(part.column("factors", rows))[:, GROUPS[factor]]
-    else:
-        y = F.one_hot(part.labels[factor][rows], study.counts[factor]).float()
-    says = ridge(DiagonalGaussian(part.column("moments", rows)).mean, y)
-    dim = z_bar.shape[1]
-    weight = (says(torch.eye(dim)) - says(torch.zeros(1, dim))).double()  # (dim, K)
-    change = (says(donor) - says(z_bar)).double()
-    return z_bar + (change @ torch.linalg.pinv(weight, rtol=1e-3)).float()
-
-
-def edit_scores(
-    study: Study, change: Callable[[Tensor, Tensor, str], Tensor], factor: str, rows: Tensor
-) -> tuple[float, float]:
-    """Return how much of the donor's factor arrives, and how much of the other factors stays; judged, 1 is all.
-
-    ``change(z_bar, donor, factor)`` returns the edited latents; the donor of a row is the next of ``rows``.
-    """
-    partner = rows.roll(1)
-    said = study.judged(study.decode(change(study.latents[rows], study.latents[partner], factor)))
-    before = study.judged(study.decode(study.latents[rows]))
-
-    def agreement(name: str, to: Tensor, answers: Judgement) -> float:
-        if name in GROUPS:
-            return max(0.0, explained(answers.factors, study.factors[to])[name])
-        answer = answers.concept if name == "concept" else answers.hand
-        return right(answer, study.labels[name][to])
-
-    def part(name: str, to: Tensor) -> float:
-        return agreement(name, to, said) / max(agreement(name, rows, before), 1e-6)
-
-    others = [part(name, rows) for name in SHARED if name != factor]
-    return part(factor, partner), float(np.mean(others))
-
-
-rivals = {"flow": partial(edited, semantic), "probe": partial(moved, study)}
-edits = {
-    factor: [edit_scores(study, change, factor, measured_rows) for change in rivals.values()]
-    for factor in SHARED
-}
-table(
-    [[factor, *by_flow, *by_probe] for factor, (by_flow, by_probe) in edits.items()],
-    header=["factor given", "arrives, flow", "others stay, flow", "arrives, probe", "others stay, probe"],
-    digits=2,
-)
-
-# %% [markdown]
 # ## With a kernel
 #
 # Choose a drawing, a layer, and how far $v$ may stray (temperature 1 is the whole distribution, 0 its middle).
@@ -1143,7 +919,6 @@ if page.live:
 # | classes | 149 animals, or ten of them, hundreds of photographs each | the same | 100 of 877 concepts, five or six drawings each |
 # | network under examination | ResNet-101, AlexNet, FaceNet | the same | EfficientNet-Lite0, fine-tuned on emoji |
 # | what is kept | looked at; FID | the same | measured by a judge on known factors |
-# | pairs of e | attributes of faces | ρ = 0.975 | factors of the renderer, ρ = 0.9 |
 #
 # ## Exercises
 #

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # What a network ignores: the evidence
 #
-# {doc}`invariances` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
+# {doc}`invariances` and {doc}`invariances_factors` tell the story; this page keeps the books. The rules were written down and committed before the first recorded
 # run. Every number comes from one file a run in `book/results/runs/invariances`, with its seed, device, time and commit.
 #
 # Two claims must show. **I1**: *deeper layers ignore more of the hand while the concept stays*. **I5**: *at the last layer, pictures from the
@@ -75,8 +75,9 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 
 # %%
 page = begin("invariances_claims", globals())
-story, experts = page.definitions("invariances"), page.definitions("experts")
-experts.taming = page.definitions("taming")
+story, exchange = page.definitions("invariances"), page.definitions("invariances_factors")
+experts = page.definitions("experts")
+exchange.story, experts.taming = story, page.definitions("taming")
 if page.smoke:
     batch_size, n_blocks, width, n_views, n_concepts = 16, 2, 16, 1, 15
 runtime = Runtime(device=device, precision=precision)
@@ -420,7 +421,7 @@ def block_swap(
     """Return latents in which as many features of e as a factor has, chosen at random, are the donor's."""
     device = next(semantic.parameters()).device
     own, other = (torch.cat(semantic(z.to(device))[0], 1) for z in (z_bar, donor))
-    size = sizes[1 + story.SHARED.index(factor)]
+    size = sizes[1 + exchange.SHARED.index(factor)]
     taken = torch.randperm(own.shape[1], generator=generator)[:size].to(device)
     mixed = own.clone()
     mixed[:, taken] = other[:, taken]
@@ -432,18 +433,20 @@ def judge_semantic(bench: Bench, semantic: Any, sizes: list[int], seed: int) -> 
     """Return how well factors are exchanged, by the flow, by a probe and by random blocks; and what the round trip costs."""
     study, values = bench.study, {}
     swaps = {
-        "": partial(story.edited, semantic),
-        ", probe": partial(story.moved, study),
+        "": partial(exchange.edited, semantic),
+        ", probe": partial(exchange.moved, study),
     }
     for name, change in swaps.items():
-        scores = {factor: story.edit_scores(study, change, factor, bench.rows) for factor in story.SHARED}
+        scores = {
+            factor: exchange.edit_scores(study, change, factor, bench.rows) for factor in exchange.SHARED
+        }
         values |= {f"{factor} arrives{name}": arrives for factor, (arrives, _) in scores.items()}
         values |= {f"arrives{name}": float(np.mean([a for a, _ in scores.values()]))}
         values |= {f"others stay{name}": float(np.mean([b for _, b in scores.values()]))}
     chance = derived_generator(seed, "blocks")
     random = [
-        story.edit_scores(study, partial(block_swap, sizes, factor, semantic, chance), factor, bench.rows)
-        for factor in story.SHARED
+        exchange.edit_scores(study, partial(block_swap, sizes, factor, semantic, chance), factor, bench.rows)
+        for factor in exchange.SHARED
     ]
     values |= {
         "arrives, random block": float(np.mean([a for a, _ in random])),
@@ -548,10 +551,12 @@ def run_arm(
     study, recipe = study_of(bench, arm.taught), replace(bench.recipe, steps=stop or bench.recipe.steps)
     if arm.kind == "semantic":
         n_pairs = 32 if bench.small else 4096
-        pairs = {factor: story.pairs_of(study, factor, n_pairs, "train", seed) for factor in story.SHARED}
+        pairs = {
+            factor: exchange.pairs_of(study, factor, n_pairs, "train", seed) for factor in exchange.SHARED
+        }
         dim = study.latents.shape[1]
         sizes = [dim - 60, *[10] * 6] if bench.small else story.factor_sizes(list(pairs.values()))
-        semantic, run = story.train_semantic(study, pairs, sizes, recipe, seed, root)
+        semantic, run = exchange.train_semantic(study, pairs, sizes, recipe, seed, root)
         return ({} if stop else judge_semantic(bench, semantic, sizes, seed)), run
     if arm.kind == "flow":
         layer, run = story.train_flow(study, arm.layer, recipe, seed, root)

@@ -8,12 +8,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cvlib.data import emoji
 from cvlib.data.base import Dataset, Draws
+from cvlib.data.factors import factor_targets
 from cvlib.nn.backbones import EfficientNetLite0
-from cvlib.nn.experts import Judge, freeze
+from cvlib.nn.experts import Judge, Judgement, freeze
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import definitions
 from cvlib.train import Runtime
@@ -21,8 +23,18 @@ from cvlib.train import Runtime
 CLASSES, HANDS, DIM, SIDE = 5, 3, 12, 64
 
 
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
 def page() -> ModuleType:
-    return definitions(Path(__file__).resolve().parents[1] / "notebooks" / "invariances.py")
+    return definitions(NOTEBOOKS / "invariances.py")
+
+
+def factors_page() -> ModuleType:
+    """The page "invariances_factors", with what it takes from the story."""
+    found = definitions(NOTEBOOKS / "invariances_factors.py")
+    found.story = page()
+    return found
 
 
 def gen(seed=0):
@@ -99,3 +111,30 @@ def random_layer(page, study, name):
     flow.cond_weight.mul_(8)  # what it says of a latent shall depend on the condition, as after training
     flow(x[:, :DIM], (z - z.mean()) / z.std())
     return page.LayerFlow(study, name, flow.eval(), z.mean().item(), z.std().item())
+
+
+class Legible:
+    """A study whose latents are their own pictures and state concept, hand and factors openly."""
+
+    counts = {"concept": CLASSES, "hand": HANDS}  # noqa: RUF012
+
+    def __init__(self, page, n=300):
+        chance = gen()
+        self.labels = {f: torch.randint(k, (n,), generator=chance) for f, k in self.counts.items()}
+        self.factors = factor_targets(emoji.sample_factors(n, chance).tensor())
+        indicators = [F.one_hot(self.labels[field], count) for field, count in self.counts.items()]
+        self.latents = torch.cat([*indicators, self.factors], 1)
+        self.where = {"concept": slice(0, 5), "hand": slice(5, 8)}
+        self.where |= {name: slice(8 + s.start, 8 + s.stop) for name, s in page.GROUPS.items()}
+
+    def decode(self, z_bar):
+        return z_bar
+
+    def judged(self, pictures):
+        return Judgement(*pictures.split([CLASSES, HANDS, 9], dim=1))
+
+    def encode(self, name, pictures):
+        return pictures
+
+    def z(self, split, name, rows):
+        return self.latents[rows]

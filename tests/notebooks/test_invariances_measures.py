@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import Ridge
 
-from cvlib.data import emoji
-from cvlib.data.factors import factor_targets
-from cvlib.nn import SemanticFlow
-from cvlib.nn.experts import Judgement
 from tests import tiny_study
-from tests.tiny_study import CLASSES, DIM, HANDS, gen, images
+from tests.tiny_study import CLASSES, HANDS, gen, images
 
 SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
 
@@ -52,36 +46,9 @@ def test_between_estimates_the_variance_between_without_bias_in_few_groups(page)
     assert (share * within / (1 - share)).mean().item() == pytest.approx(0.4, abs=0.01)
 
 
-class Legible:
-    """A study whose latents are their own pictures and state concept, hand and factors openly."""
-
-    counts = {"concept": CLASSES, "hand": HANDS}  # noqa: RUF012
-
-    def __init__(self, page, n=300):
-        chance = gen()
-        self.labels = {f: torch.randint(k, (n,), generator=chance) for f, k in self.counts.items()}
-        self.factors = factor_targets(emoji.sample_factors(n, chance).tensor())
-        indicators = [F.one_hot(self.labels[field], count) for field, count in self.counts.items()]
-        self.latents = torch.cat([*indicators, self.factors], 1)
-        self.where = {"concept": slice(0, 5), "hand": slice(5, 8)}
-        self.where |= {name: slice(8 + s.start, 8 + s.stop) for name, s in page.GROUPS.items()}
-
-    def decode(self, z_bar):
-        return z_bar
-
-    def judged(self, pictures):
-        return Judgement(*pictures.split([CLASSES, HANDS, 9], dim=1))
-
-    def encode(self, name, pictures):
-        return pictures
-
-    def z(self, split, name, rows):
-        return self.latents[rows]
-
-
 @pytest.fixture(scope="module")
 def legible(page):
-    return Legible(page)
+    return tiny_study.Legible(page)
 
 
 def test_a_layer_that_knows_all_leaves_nothing_to_v(page, legible):
@@ -154,59 +121,3 @@ def test_seen_through_the_clean_picture_a_layer_shows_the_reconstruction(page, s
         v_kept = layer.exchanged(layer.invariances("test", rows), z)
         torch.testing.assert_close(other, study.decode(v_kept), atol=2e-3, rtol=0)
         assert (found - other).abs().max() > 5e-2
-
-
-# edits
-
-
-@torch.no_grad()
-def test_an_edit_exchanges_one_block_of_the_semantic_flow(page, study):
-    torch.manual_seed(0)
-    semantic = SemanticFlow([6, 1, 1, 1, 1, 1, 1], width=16, n_blocks=2, depth=1)
-    semantic(study.known["train"].column("moments")[:, :DIM])  # its first batch
-    semantic.eval()
-    z, donor = study.latents[:4], study.latents[4:8]
-    (own, _), (other, _) = semantic(z), semantic(donor)
-    for number, factor in enumerate(SHARED, start=1):
-        found, _ = semantic(page.edited(semantic, z, donor, factor))
-        for k in range(7):
-            torch.testing.assert_close(found[k], (other if k == number else own)[k], atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(page.edited(semantic, z, z, factor), z, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("factor", SHARED)
-def test_after_the_move_a_probe_reads_the_donors_value_and_no_step_is_shorter(page, study, factor):
-    part = study.known["train"]
-    if factor in study.counts:
-        y = np.eye(study.counts[factor])[part.labels[factor]]
-    else:
-        columns = {"background": slice(0, 3), "size": [5], "shift": slice(6, 8), "rotation": [8]}[factor]
-        y = factor_targets(part.column("factors"))[:, columns].numpy()
-    reader = Ridge(alpha=0.1 * 40).fit(part.column("moments")[:, :DIM].double(), y)
-    z, donor = study.latents[:5], study.latents[5:]
-    found = page.moved(study, z, donor, factor)
-    reads, of_donor, before = (reader.predict(one.double()).reshape(5, -1) for one in (found, donor, z))
-    np.testing.assert_allclose(reads, of_donor, atol=2e-4)
-    assert np.abs(before - of_donor).max() > 0.02
-    least, *_ = np.linalg.lstsq(np.atleast_2d(reader.coef_), (of_donor - before).T, rcond=1e-6)
-    np.testing.assert_allclose((found - z).numpy(), least.T, atol=1e-3, rtol=1e-2)
-
-
-def exchange(legible, z_bar, donor, name):
-    """The best of all edits: the columns of one factor, and no other."""
-    out = z_bar.clone()
-    out[:, legible.where[name]] = donor[:, legible.where[name]]
-    return out
-
-
-@pytest.mark.parametrize("factor", SHARED)
-def test_scores_of_the_best_edit_of_none_and_of_the_donor_itself(page, legible, factor):
-    rows = torch.arange(300)
-    by_chance = dict.fromkeys(SHARED, 0.0) | {"concept": 1 / CLASSES, "hand": 1 / HANDS}
-    best = page.edit_scores(legible, partial(exchange, legible), factor, rows)
-    assert best == pytest.approx((1, 1), abs=1e-5)
-    arrives, stays = page.edit_scores(legible, lambda z, donor, name: z, factor, rows)
-    assert arrives == pytest.approx(by_chance[factor], abs=0.08) and stays == pytest.approx(1, abs=1e-5)
-    arrives, stays = page.edit_scores(legible, lambda z, donor, name: donor, factor, rows)
-    others = np.mean([by_chance[name] for name in SHARED if name != factor])
-    assert arrives == pytest.approx(1, abs=1e-5) and stays == pytest.approx(others, abs=0.05)

@@ -1,4 +1,4 @@
-"""Pairs of the page "invariances" and the flow that learns from them: who is alike in what, counted."""
+"""Pairs of the page "invariances_factors" and the flow that learns from them: who is alike, counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny_study import gen
 
 @pytest.fixture(scope="module")
 def page():
-    return tiny_study.page()
+    return tiny_study.factors_page()
 
 
 class Ledger:
@@ -164,7 +164,7 @@ def test_a_semantic_flow_learns_from_pairs_what_they_share(page, ledger, tmp_pat
         a, b = torch.randn(2, 400, 6, generator=chance)
         b[:, 2 * k : 2 * k + 2] = a[:, 2 * k : 2 * k + 2]
         pairs[name] = (a, b)
-    recipe = page.Recipe(steps=150, batch_size=64, n_blocks=4, width=16, depth=1, learning_rate=1e-2)
+    recipe = page.story.Recipe(steps=150, batch_size=64, n_blocks=4, width=16, depth=1, learning_rate=1e-2)
     flow, run = page.train_semantic(ledger, pairs, [2, 2, 2], recipe, 0, str(tmp_path))
     with torch.no_grad():
         for number, (a, b) in enumerate(pairs.values(), start=1):

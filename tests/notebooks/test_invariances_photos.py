@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -269,12 +270,14 @@ def test_the_norms_of_the_untrained_network_have_the_statistics_of_its_crops(net
 
 def test_the_attack_goes_through_the_enlargement_and_its_control_is_as_large(net, story):
     class Study:
+        known = {"train": SimpleNamespace(labels={})}  # noqa: RUF012  # photographs have no concepts
+        among = story.Study.among
         namer = net
         runtime = type("Here", (), {"device": torch.device("cpu")})
 
     x = torch.randn(6, 3, 16, 16, generator=gen(3)) * 0.2
     eps = 1e-3
-    attacked, control = story.attack(Study, x, eps), story.attack(Study, x, eps, gen(4))
+    attacked, control = story.attack(Study(), x, eps), story.attack(Study(), x, eps, gen(4))
     for y in (attacked, control):
         close((y - x).abs(), torch.full_like(x, eps), atol=1e-6)
     with torch.no_grad():
