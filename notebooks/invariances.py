@@ -77,7 +77,9 @@ n_blocks = 12  # paper: 20
 width = 128  # of the nets S and T. Paper: 1,024
 depth = 2  # paper: 2
 learning_rate = 1e-3  # paper: 7.2e-5
-n_views = 1  # of every drawing, cached; each has factors of its own. Paper: the images as they are
+n_views = (
+    1  # of every drawing to learn from, cached; each has factors of its own. Paper: the images as they are
+)
 n_concepts = (
     100  # that are studied, evenly spread over the namer's 877. Paper: 149 animals of 1,000 classes, or ten
 )
@@ -107,9 +109,10 @@ print(runtime.describe())
 # Every number is one more to get right for a picture that no one drew. The **judge** has another build and another training than the namer; it says what is
 # to be seen in a picture.
 #
-# The namer tells 877 concepts, of each of which it has seen five or six drawings. A flow would have to learn all of them by heart before it could paint what the answer
+# The namer tells 877 concepts, and has learned each from five or six drawings. A flow has to know them all before it can paint what the answer
 # says. So a hundred concepts are studied, evenly spread over the list: about as many as the paper has animals. The network still answers among 877;
-# the judge, who has to say what a painting shows, is asked among the hundred.
+# the judge, who has to say what a painting shows, is asked among the hundred. The world of this page are these few hundred drawings on any
+# ground, in any hue, size, place and turn; a flow learns from some views of each and is tested on others.
 
 # %%
 autoencoder, namer, judge = (
@@ -162,17 +165,17 @@ class Study:
 
     @cached_property
     def latents(self) -> Tensor:
-        """z̄ of every test drawing (N, dim): the mean of q."""
+        """z̄ of every test view (N, dim): the mean of q."""
         return DiagonalGaussian(self.known["test"].column("moments")).mean
 
     @cached_property
     def labels(self) -> dict[str, Tensor]:
-        """Concept and hand of every test drawing (N,)."""
+        """Concept and hand of every test view (N,)."""
         return {field: self.known["test"].labels[field] for field in ("concept", "hand")}
 
     @cached_property
     def factors(self) -> Tensor:
-        """Targets of the factors of every test drawing (N, 9)."""
+        """Targets of the factors of every test view (N, 9)."""
         return factor_targets(self.known["test"].column("factors"))
 
     @cached_property
@@ -232,6 +235,9 @@ class Study:
         return judgement._replace(concept=self.among(judgement.concept))
 
 
+TEST_VIEWS = 2  # of every drawing, at most; no flow is trained on them
+
+
 def open_study(
     namer: EfficientNetLite0,
     autoencoder: VectorAutoencoder,
@@ -242,9 +248,10 @@ def open_study(
     n_concepts: int | None = None,
     dim: int | None = None,
 ) -> Study:
-    """Return the study of a network; what the experts say of ``n_views`` of every drawing is cached.
+    """Return the study of a network; what the experts say of the drawings is cached.
 
-    ``n_concepts`` of the namer's are studied, evenly spread, all if None; of the code the first ``dim`` numbers.
+    ``n_views`` of every drawing to train on, at most TEST_VIEWS others to test. ``n_concepts`` of the namer's are studied,
+    evenly spread, all if None; of the code the first ``dim`` numbers.
     """
 
     def describe(images: Tensor) -> dict[str, Tensor]:
@@ -252,16 +259,17 @@ def open_study(
         moments = torch.cat([posterior.mean[:, :dim], posterior.log_variance[:, :dim]], 1)
         return {"moments": moments} | representations(namer, images)
 
-    known = {}
-    for split in ("train", "test"):
-        part = emoji_naming.load(split, image_size)
-        count = len(part.label_names["concept"])
-        if n_concepts and n_concepts < count:
-            kept = torch.linspace(0, count - 1, n_concepts).round().long()
-            part = part.subset(torch.isin(part.labels["concept"], kept).nonzero()[:, 0])
-        nets = {"namer": namer, f"autoencoder, {dim or 'all'} numbers": autoencoder}
-        columns = ["moments", *LAYERS[:-1]]
-        known[split] = Outputs(part, columns, describe, nets, n_views, runtime.device)
+    part = emoji_naming.load("train", image_size)
+    count = len(part.label_names["concept"])
+    if n_concepts and n_concepts < count:
+        kept = torch.linspace(0, count - 1, n_concepts).round().long()
+        part = part.subset(torch.isin(part.labels["concept"], kept).nonzero()[:, 0])
+    nets = {"namer": namer, f"autoencoder, {dim or 'all'} numbers": autoencoder}
+    columns, device = ["moments", *LAYERS[:-1]], runtime.device
+    known = {
+        "train": Outputs(part, columns, describe, nets, n_views, device),
+        "test": Outputs(part, columns, describe, nets, min(n_views, TEST_VIEWS), device, first_view=n_views),
+    }
     return Study(namer, autoencoder, judge, known, runtime)
 
 
@@ -283,7 +291,7 @@ picture(
     columns=8,
     rows=["test drawing", "D(E(x))"],
     alt=f"Eight test drawings and what {dim} numbers of the autoencoder's code keep of them.",
-    caption=f"Drawings by hands that the namer never saw draw these concepts, and what {dim} numbers keep: nothing below can be sharper.",
+    caption=f"Drawings under factors of which no flow learns, and what {dim} numbers keep: nothing below can be sharper.",
 )
 
 # %% [markdown]

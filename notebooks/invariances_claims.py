@@ -63,7 +63,7 @@ batch_size = 128  # paper: 16
 image_size = 64  # paper: 128
 n_blocks = 12  # paper: 20
 width = 128  # paper: 1,024
-n_views = 8  # of every drawing
+n_views = 32  # of every drawing to learn from
 n_concepts = 100  # that are studied. Paper: 149 animals of 1,000 classes, or ten
 device = "auto"
 precision = "auto"
@@ -126,7 +126,7 @@ ARMS = {
     "logits-at-25": Arm("logits", taught=0.25),
 }
 DIM = 128  # numbers of the code that the flows model, from the front
-N_MEASURED = 512  # views of test drawings, at most
+N_MEASURED = 512  # test views
 N_DRAWN = 4  # pictures of each
 N_REAL = 1024  # drawings that samples are held against
 INVERTER_WIDTHS = (40, 80, 112, 144)
@@ -280,8 +280,8 @@ def inverter_step(
 # %% [markdown]
 # ## The judge
 #
-# A hundred of the namer's concepts are studied, as in the story. All measures are taken on the test drawings, by hands that the namer never saw draw
-# these concepts, in eight views of each. A layer is asked with four pictures of each of (at most) 512 views that the namer names rightly, by the story's measures: of the
+# A hundred of the namer's concepts are studied, as in the story. All measures are taken on views of their drawings that no flow has learned from.
+# A layer is asked with four pictures of each of 512 such views that the namer names rightly, by the story's measures: of the
 # others, its answer never held the concept. The judge is asked among the hundred.
 #
 # - **concept kept**: how often the judge still sees the concept, as part of how often it does so after the autoencoder alone.
@@ -672,7 +672,7 @@ if rows:
     table(
         rows,
         header=["arm", "seeds", *SHOWN],
-        caption="Means over the recorded seeds, on at most 512 views of the test drawings. Fréchet and KID in features of EfficientNet-Lite0.",
+        caption="Means over the recorded seeds, on 512 test views. Fréchet and KID in features of EfficientNet-Lite0.",
         digits=3,
     )
 

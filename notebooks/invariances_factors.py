@@ -60,7 +60,7 @@ width = 128  # paper: 512
 depth = 2  # paper: 2
 learning_rate = 1e-3
 n_pairs = 256  # for each factor
-n_views = 1  # of every drawing, cached
+n_views = 1  # of every drawing for the probe, cached
 n_concepts = 100  # that are studied, evenly spread over the namer's 877
 data = "emoji"
 data_root = ""
@@ -121,23 +121,21 @@ FACTOR_COLUMNS = {
 def pairs_of(study: Any, factor: str, n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
     """Return latents (n, dim), twice, of pictures that are alike in one factor and drawn apart in all else.
 
-    Alike in concept are drawings by two hands, the second one always of training, since a class has one hand in
-    the test; alike in hand are drawings of two concepts.
+    Alike in concept are drawings by two hands; alike in hand are drawings of two concepts.
     """
     data, chance = study.known[split].data, derived_generator(seed, "pairs", split, factor)
-    partners = study.known["train"].data if factor == "concept" else data
-    one, other = (torch.randint(len(part), (n,), generator=chance) for part in (data, partners))
+    one, other = torch.randint(len(data), (2, n), generator=chance)
     if factor in ("concept", "hand"):
         rest = "hand" if factor == "concept" else "concept"
-        is_alike, is_same = (data.labels[f][one, None] == partners.labels[f] for f in (factor, rest))
+        is_alike, is_same = (data.labels[f][one, None] == data.labels[f] for f in (factor, rest))
         weight = is_alike * torch.where(is_same, 1e-9, 1.0)  # in a thin study there may be no other
         other = torch.multinomial(weight, 1, generator=chance)[:, 0]
-    draws = [part.draw(rows, chance, True) for part, rows in ((data, one), (partners, other))]
+    draws = [data.draw(rows, chance, True) for rows in (one, other)]
     if factor in FACTOR_COLUMNS:
         draws[1].factors[:, FACTOR_COLUMNS[factor]] = draws[0].factors[:, FACTOR_COLUMNS[factor]]
     ends, dim = [], study.latents.shape[1]
-    for part, rows, drawn in zip((data, partners), (one, other), draws, strict=True):
-        x = part.render(rows, drawn)["image"]
+    for rows, drawn in zip((one, other), draws, strict=True):
+        x = data.render(rows, drawn)["image"]
         parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
         ends.append(torch.cat(parts)[:, :dim])
     return ends[0], ends[1]
@@ -214,8 +212,8 @@ recipe = story.Recipe(steps, batch_size, n_blocks, width, depth, learning_rate)
 semantic, _ = train_semantic(study, pairs, sizes, recipe, seed, run_dir)
 
 # %% [markdown]
-# Do alike pairs of unseen hands agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
-# block of $e$ between its two ends. Where the concept is shared, the other end is by a hand of training.
+# Do other alike pairs agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
+# block of $e$ between its two ends.
 
 # %%
 with torch.no_grad():

@@ -94,8 +94,8 @@ def experts():
 
 
 def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, dim=None):
-    """What the page's ``open_study`` makes of 40 training and 10 test patterns; outputs lie in ``cache``."""
-    data = {"train": Drawings(40, 2), "test": Drawings(10, 3)}
+    """What the page's ``open_study`` makes of 40 patterns; outputs lie in ``cache``."""
+    data = {"train": Drawings(40, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvlib.data.outputs.cache_root", lambda: cache)
         patch.setattr(page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split]))

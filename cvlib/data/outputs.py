@@ -38,13 +38,13 @@ class Outputs(Dataset):
 
     ``describe(images)`` turns (B, 3, S, S) into a dict of tensors (B, ...), with the keys ``columns``;
     ``nets`` are the networks that it uses: names and weights tell one cache from another, its code does
-    not. Row
-    ``view * N + item`` holds the view drawn from ``derived_generator(0, "view", view)``; its labels are the
-    picture's, with "item" and, where the data set knows them, the column "factors". Values are kept as
-    float16 in the cache, memory-mapped, and come as float32; a batch holds the columns that :meth:`only`
-    chose, all of them at first.
+    not. Row ``view * N + item`` holds the view drawn from
+    ``derived_generator(0, "view", first_view + view)``; its labels are the picture's, with "item" and, where
+    the data set knows them, the column "factors". Values are kept as float16 in the cache, memory-mapped, and
+    come as float32; a batch holds the columns that :meth:`only` chose, all of them at first.
 
-    Raises: BookError for fewer than one view, no picture, other columns, or values beyond float16.
+    Raises: BookError for fewer than one view, a negative one, no picture, other columns, or values beyond
+    float16.
     """
 
     def __init__(
@@ -55,13 +55,18 @@ class Outputs(Dataset):
         nets: Mapping[str, nn.Module],
         n_views: int = 1,
         device: torch.device | str = "cpu",
+        first_view: int = 0,
     ) -> None:
         if n_views < 1 or not columns or not len(data):
             seen = f"{n_views} views of {len(data)} pictures, {len(columns)} columns"
             raise BookError(seen, "at least 1 of each")
+        if first_view < 0:
+            raise BookError(f"first view {first_view}", "0 or more")
         key = {"data": data.hash, "columns": list(columns), "views": n_views, "format": _FORMAT}
         key |= {"nets": {name: weights_digest(net) for name, net in nets.items()}}
-        self.data, self.n_views, self.device, self._columns = data, n_views, device, set(columns)
+        key |= {"first": first_view} if first_view else {}
+        self.data, self.n_views, self.first_view = data, n_views, first_view
+        self.device, self._columns = device, set(columns)
         self.name, self.split, self.image_size = data.name, data.split, data.image_size
         self.hash, self.label_names = digest(key, 16), data.label_names
         folder = cache_root() / "outputs" / f"{data.name}-{data.split}-{data.image_size}-{digest(key, 12)}"
@@ -112,7 +117,7 @@ class Outputs(Dataset):
 
     def _render(self, view: int, index: Tensor) -> dict[str, Tensor]:
         everything = self.data.draw(
-            torch.arange(len(self.data)), derived_generator(0, "view", view), augment=True
+            torch.arange(len(self.data)), derived_generator(0, "view", self.first_view + view), augment=True
         )
         factors = None if everything.factors is None else everything.factors[index]
         d = Draws(everything.top[index], everything.left[index], everything.flip[index], factors)

@@ -49,6 +49,20 @@ def test_pictures_are_the_views_that_the_generator_of_their_number_draws(data, n
     assert (found.pictures(rows) - drawn[rows]).abs().max() > 0.1
 
 
+def test_the_views_may_begin_later(data, net):
+    whole, late = (
+        Outputs(data, *columns(net), {"net": net}, 3),
+        Outputs(data, *columns(net), {"net": net}, 1, first_view=2),
+    )
+    rows = torch.arange(len(data))
+    for name in ("map", "factors"):
+        torch.testing.assert_close(late.column(name), whole.column(name, rows + 2 * len(data)))
+    torch.testing.assert_close(late.pictures(rows), whole.pictures(rows + 2 * len(data)))
+    assert late.hash not in (whole.hash, Outputs(data, *columns(net), {"net": net}, 1).hash)
+    with pytest.raises(BookError, match="first view -1"):
+        Outputs(data, *columns(net), {"net": net}, 1, first_view=-1)
+
+
 def test_factors_and_labels_stand_beside_the_columns(data, net):
     found = Outputs(data, *columns(net), {"net": net}, 3)
     everything = data.draw(torch.arange(len(data)), derived_generator(0, "view", 2), augment=True)

@@ -56,7 +56,7 @@ def test_after_the_move_a_probe_reads_the_donors_value_and_no_step_is_shorter(pa
         columns = {"background": slice(0, 3), "size": [5], "shift": slice(6, 8), "rotation": [8]}[factor]
         y = factor_targets(part.column("factors"))[:, columns].numpy()
     reader = Ridge(alpha=0.1 * 40).fit(part.column("moments")[:, :DIM].double(), y)
-    z, donor = study.latents[:5], study.latents[5:]
+    z, donor = study.latents[:5], study.latents[5:10]
     found = page.moved(study, z, donor, factor)
     reads, of_donor, before = (reader.predict(one.double()).reshape(5, -1) for one in (found, donor, z))
     np.testing.assert_allclose(reads, of_donor, atol=2e-4)
