@@ -77,12 +77,8 @@ n_blocks = 12  # paper: 20
 width = 128  # of the nets S and T. Paper: 1,024
 depth = 2  # paper: 2
 learning_rate = 1e-3  # paper: 7.2e-5
-n_views = (
-    1  # of every drawing to learn from, cached; each has factors of its own. Paper: the images as they are
-)
-n_concepts = (
-    100  # that are studied, evenly spread over the namer's 877. Paper: 149 animals of 1,000 classes, or ten
-)
+n_views = 1  # of every drawing to learn from, cached, each with other factors. Paper: the images as they are
+n_concepts = 100  # studied, evenly spread over the namer's 877. Paper: 149 animals, or ten of them
 layers = ["block 4", "softmax"]  # of those below. Paper: up to nine of ResNet-101
 data = "emoji"
 data_root = ""
