@@ -57,12 +57,12 @@ from cvlib.show import COLOURS, figure, look, show, table
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
-steps = 2000  # of each run. Paper: 250,000, or 50,000 for ten classes
+steps = 2500  # of each run. Paper: 250,000, or 50,000 for ten classes
 seed = 0  # the arms use the rule file's seeds
 batch_size = 128  # paper: 16
 image_size = 64  # paper: 128
-n_blocks = 12  # paper: 20
-width = 128  # paper: 1,024
+n_blocks = 6  # paper: 20
+width = 256  # paper: 1,024
 n_views = 32  # of every drawing to learn from
 n_concepts = 100  # that are studied. Paper: 149 animals of 1,000 classes, or ten
 device = "auto"
