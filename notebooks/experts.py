@@ -361,7 +361,8 @@ def autoencoder_step(
             g = g + disc_weight * margin.clamp(0, 1) * lam * g_gan
             parts |= {"margin": margin, "critic": loss}
         optimizers["autoencoder"].zero_grad(set_to_none=True)
-        torch.autograd.backward([x_rec, beta * kl], [g.to(x_rec.dtype), None])
+        ends = [x_rec, beta * kl] if kl.requires_grad else [x_rec]  # a frozen encoder has no say in q
+        torch.autograd.backward(ends, [g.to(x_rec.dtype), None][: len(ends)])
         model.log_variance.grad = g_variance
         runtime.clip(optimizers["autoencoder"], 20.0)  # several times the usual norm: a guard
         optimizers["autoencoder"].step()

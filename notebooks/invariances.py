@@ -256,10 +256,7 @@ def open_study(
         return {"moments": moments} | representations(namer, images)
 
     part = emoji_naming.load("train", image_size)
-    count = len(part.label_names["concept"])
-    if n_concepts and n_concepts < count:
-        kept = torch.linspace(0, count - 1, n_concepts).round().long()
-        part = part.subset(torch.isin(part.labels["concept"], kept).nonzero()[:, 0])
+    part = emoji_naming.few(part, n_concepts) if n_concepts else part
     nets = {"namer": namer, f"autoencoder, {dim or 'all'} numbers": autoencoder}
     columns, device = ["moments", *LAYERS[:-1]], runtime.device
     known = {

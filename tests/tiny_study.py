@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cvlib.data import emoji
+from cvlib.data import emoji, emoji_naming
 from cvlib.data.base import Dataset, Draws
 from cvlib.data.factors import factor_targets
 from cvlib.nn.backbones import EfficientNetLite0
@@ -98,7 +98,9 @@ def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, dim=None):
     data = {"train": Drawings(40, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvlib.data.outputs.cache_root", lambda: cache)
-        patch.setattr(page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split]))
+        patch.setattr(
+            page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split], few=emoji_naming.few)
+        )
         return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), n_concepts, dim)
 
 

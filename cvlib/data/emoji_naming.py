@@ -21,7 +21,7 @@ from cvlib.data.emoji_names import SETS, catalogue
 from cvlib.data.emoji_retrieval import hands
 from cvlib.errors import BookError
 
-__all__ = ["MIN_HANDS", "load", "parts_of"]
+__all__ = ["MIN_HANDS", "few", "load", "parts_of"]
 
 MIN_HANDS = 6  # of the seven: at least four remain to learn from
 
@@ -82,3 +82,15 @@ def load(split: str, image_size: int, **options: Any) -> emoji.EmojiDataset:
     part.labels |= {"concept": number[rows], "hand": first[part.labels["set"]]}
     part.label_names = {**part.label_names, "concept": classes, "hand": [SETS[k] for k in of_set.tolist()]}
     return part
+
+
+def few(data: emoji.EmojiDataset, n_concepts: int) -> emoji.EmojiDataset:
+    """Return the drawings of ``n_concepts`` classes of ``data``, evenly spread over their list.
+
+    Numbers and names of the classes stay as they are. Raises: BookError for fewer than two, or more than all.
+    """
+    count = len(data.label_names["concept"])
+    if not 2 <= n_concepts <= count:
+        raise BookError(f"{n_concepts} concepts", f"2 to {count}")
+    kept = torch.linspace(0, count - 1, n_concepts).round().long()
+    return data.subset(torch.isin(data.labels["concept"], kept).nonzero()[:, 0])

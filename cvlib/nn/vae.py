@@ -153,6 +153,25 @@ class VectorAutoencoder(nn.Module):
             raise BookError(f"latents {tuple(z.shape)}", f"(B, {dim}), or fewer numbers")
         return self.decoder(F.pad(z, (0, dim - z.shape[1])))
 
+    def first(self, dim: int) -> VectorAutoencoder:
+        """Return an autoencoder of the first ``dim`` numbers alone: networks copied, linear maps cut.
+
+        It decodes as :meth:`decode` does from so many numbers. Raises: BookError without linear maps, for no
+        more numbers than the frame has, or for more than there are.
+        """
+        framed = FRAME if self.config["framed"] else 0
+        if not isinstance(self.encoder, LinearEncoder) or not framed < dim <= self.config["dim"]:
+            seen = f"the first {dim} numbers of {self.config}"
+            raise BookError(seen, f"a linear code, {framed + 1} to {self.config['dim']} numbers")
+        part = VectorAutoencoder(**{**self.config, "dim": dim})
+        state = dict(self.state_dict())
+        for name in ("encoder.linear.weight", "encoder.linear.bias"):
+            state[name] = state[name][: dim - framed]
+        state["encoder.log_variance"] = state["encoder.log_variance"][:dim]
+        state["decoder.linear.weight"] = state["decoder.linear.weight"][:, : dim - framed]
+        part.load_state_dict(state)
+        return part
+
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
         """Set both linear maps to principal components of ``images`` (N, 3, side, side), the rest to zero.

@@ -73,3 +73,17 @@ def test_unknown_splits_are_refused():
         emoji_naming.load("dev", 64)
     with pytest.raises(BookError, match="the test split"):
         emoji_naming.parts_of(load("emoji", "test", 64))
+
+
+def test_few_classes_are_spread_evenly_and_keep_all_their_drawings(parts):
+    data = parts["train"]
+    part = emoji_naming.few(data, 100)
+    kept = part.labels["concept"].unique()
+    assert len(kept) == 100 and kept[0] == 0 and kept[-1] == len(data.label_names["concept"]) - 1
+    assert kept.diff().min() >= 8 and kept.diff().max() <= 9
+    for k in kept.tolist():
+        assert (part.labels["concept"] == k).sum() == (data.labels["concept"] == k).sum()
+    assert part.label_names["concept"] == data.label_names["concept"]
+    for count in (1, 878):
+        with pytest.raises(BookError, match=f"{count} concepts; wanted 2 to 877"):
+            emoji_naming.few(data, count)

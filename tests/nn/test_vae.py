@@ -170,3 +170,25 @@ def test_the_first_numbers_are_a_code_too(framed):
     torch.testing.assert_close(net.decode(z[:, :, None, None]), net.decode(z))
     with pytest.raises(BookError, match=r"\(3, 13\).*\(B, 12\), or fewer"):
         net.decode(torch.randn(3, 13))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_first_numbers_can_have_an_autoencoder_of_their_own(framed):
+    torch.manual_seed(0)
+    whole = VectorAutoencoder(32, 12, (8, 8), n_blocks=1, thumbnail=16, framed=framed).eval()
+    whole.encoder.log_variance.copy_(torch.linspace(-5, -1, 12))
+    part, x = whole.first(9).eval(), torch.rand(4, 3, 32, 32) * 2 - 1
+    assert part.config == {**whole.config, "dim": 9}
+    of_part, of_whole = part.encode(x), whole.encode(x)
+    torch.testing.assert_close(of_part.mean, of_whole.mean[:, :9])
+    torch.testing.assert_close(of_part.log_variance, of_whole.log_variance[:, :9])
+    torch.testing.assert_close(part.decode(of_part.mean), whole.decode(of_whole.mean[:, :9]))
+    part.decoder.last.weight.add_(1)  # a copy, not a view
+    torch.testing.assert_close(whole.first(9).decode(of_part.mean), whole.decode(of_whole.mean[:, :9]))
+    with pytest.raises(BookError, match=r"first 13 numbers.*to 12 numbers"):
+        whole.first(13)
+    with pytest.raises(BookError, match="the first 0 numbers"):
+        whole.first(0)
+    with pytest.raises(BookError, match="linear code"):
+        VectorAutoencoder(32, 12, (8, 8)).first(5)
