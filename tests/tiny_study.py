@@ -118,7 +118,7 @@ def random_layer(page, study, name):
 class Legible:
     """A study whose latents are their own pictures and state concept, hand and factors openly."""
 
-    counts = {"concept": CLASSES, "hand": HANDS}  # noqa: RUF012
+    counts = {"concept": CLASSES, "hand": HANDS}  # noqa: RUF012  # a stand-in, never changed
 
     def __init__(self, page, n=300):
         chance = gen()

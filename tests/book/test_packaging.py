@@ -111,3 +111,14 @@ def test_makefile_names_no_python_older_than_the_project_needs(tmp_path):
     assert done.returncode != 0
     assert "no Python 3.11 or newer found (python3 is Python 3.9.1)" in done.stdout + done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_git_holds_no_run_folders_and_no_file_beyond_ten_megabytes():
+    """Checkpoints are a run's own; what lasts is committed as results and small weights."""
+    done = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True)
+    tracked = [name for name in done.stdout.split("\0") if name]
+    assert "README.md" in tracked
+    inside = [name for name in tracked if "runs" in Path(name).parts[:-1]]
+    assert [name for name in inside if not name.startswith("book/results/runs/")] == []
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked if (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 10_000_000} == {}
