@@ -183,6 +183,29 @@ def test_the_critic_sleeps_before_its_step(page, runtime):
     assert calls
 
 
+def test_a_frozen_encoder_stays_and_the_decoder_learns_the_same(page, runtime):
+    """The KL is then a constant: the decoder's gradients are those of a step that trains both."""
+    net, frozen = same_networks(autoencoder)
+    frozen.encoder.requires_grad_(False)
+    before = {name: value.clone() for name, value in frozen.encoder.state_dict().items()}
+    for one in (net, frozen):
+        critic = PatchDiscriminator(ch=8, n_layers=2, norm="none")
+        learned = [p for p in one.parameters() if p.requires_grad]
+        optimizers = {
+            "autoencoder": torch.optim.SGD(learned, lr=0.1),
+            "critic": torch.optim.SGD(critic.parameters(), lr=0.1),
+        }
+        step = page.autoencoder_step(one, critic, optimizers, vgg_loss(pretrained=False), runtime, 7)
+        torch.manual_seed(5)
+        step({"image": images()}, 1)
+    for (name, ours), theirs in zip(frozen.decoder.named_parameters(), net.decoder.parameters(), strict=True):
+        assert ours.grad.abs().max() > 0, name
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for name, value in frozen.encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in net.encoder.parameters())
+
+
 @torch.no_grad()
 def test_reconstructions_come_piece_by_piece_in_order(page, runtime):
     net, x = autoencoder(), images(7)
