@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Parts that nobody named: the evidence
 #
-# {doc}`parts` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
-# run. Every number comes from one file a run in `book/results/runs/parts`, with its seed, device, time and commit.
+# {doc}`parts` tells the story, {doc}`parts_model` builds the model and {doc}`parts_swaps` takes people apart; this page keeps the
+# books. The rules were written down and committed before the first recorded run. Every number comes from one file a run in `book/results/runs/parts`, with its seed, device, time and commit.
 #
 # Two claims must show. **P1**: *the discovered parts fit true body parts better than k-means does*, of colours and places or of
 # the features of a network that knows photographs, before plain walls and before gradients. **P2**: *the constraint on mutual information
@@ -53,6 +53,8 @@ from cvlib.data.bodies import BodyDataset
 from cvlib.data.store import digest
 from cvlib.data.warps import resample
 from cvlib.nn.backbones import SmallCNN, efficientnet_lite0
+from cvlib.notebooks.parts_model import centres
+from cvlib.notebooks.parts_swaps import edit_locality
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, say, show, table
 from cvlib.train import Runtime, isolated_rng, peak_mb, seed_everything, seed_from
@@ -306,7 +308,7 @@ assert part_iou(halves, 1 - halves, everywhere > 0) == 0 and part_iou(halves, ha
 # %% [markdown]
 # **Swap** (P5): the shape of $x_1$ is painted in the appearance of $x_2$. The colour error is the distance between mean colours, image by image and
 # label by label (true masks of $x_1$ and of $x_2$), averaged over channels. The control is the distance of the *same* paintings to a third
-# person. And the paintings, segmented anew, must show the parts of $x_1$ rather than those of $x_2$. **Locality** (P6) is the story's: of all change that a new
+# person. And the paintings, segmented anew, must show the parts of $x_1$ rather than those of $x_2$. **Locality** (P6) is that of {doc}`parts_swaps`: of all change that a new
 # appearance of one part makes, the share inside this part.
 
 
@@ -390,7 +392,7 @@ exact = swap_scores(
     donors,
 )
 assert exact["colour error"] < 1e-6 < exact["colour error to a third"] and exact["IoU with shape"] == 1
-ideal = story.edit_locality(IdealPainter(), shapes, wardrobe, wardrobe.roll(1, 0))
+ideal = edit_locality(IdealPainter(), shapes, wardrobe, wardrobe.roll(1, 0))
 assert torch.allclose(ideal, torch.ones(6))
 
 # %% [markdown]
@@ -407,7 +409,7 @@ def softness(story: ModuleType, model, images: Tensor, runtime: Runtime) -> dict
         for piece in images.split(64):
             soft = model.noisy(model.decoder(model.shape(piece.to(runtime.device)).sample()))
             h.append(story.entropy(soft).cpu())
-            v.append(story.centres(soft)[1].mean(1).cpu())
+            v.append(centres(soft)[1].mean(1).cpu())
     return {"entropy of S": float(torch.cat(h).mean()), "variance of a part": float(torch.cat(v).mean())}
 
 
@@ -458,7 +460,7 @@ def judge(bench: Bench, model, history: list[dict[str, Any]]) -> dict[str, float
     x, y = images[some].to(runtime.device), images[donors[0][some]].to(runtime.device)
     ids, alpha, donor = model.parts(x), model.alphas(x, model.parts(x)), model.alphas(y, model.parts(y))
     for name, reach in (("locality", 0), ("locality within 3 px", 3)):
-        values[name] = float(story.edit_locality(model, ids, alpha, donor, reach).nanmean())
+        values[name] = float(edit_locality(model, ids, alpha, donor, reach).nanmean())
     values |= softness(story, model, images, runtime)
     c1, target = late_mean(history, "C1"), model.objective.mi_target
     return values | {"C1": c1, "C1 off its target": abs(c1 - target) / target}

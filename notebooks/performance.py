@@ -407,7 +407,7 @@ for side, wanted in ((1, 600), (2, 200)):  # images/s on two cores
 # %% [markdown]
 # ## The decoder of parts
 #
-# The page {doc}`parts` counts operations: with widths that really fall, the decoder of part maps wants one ninetieth of the
+# The page {doc}`parts_model` counts operations: with widths that really fall, the decoder of part maps wants one ninetieth of the
 # released one's. Operations are no seconds. Here both decoders run at the paper's shape, one map of 25 parts at 128 px,
 # forward and backward; and at report scale a whole training step on one pair, VGG-19 at 224 px and all.
 

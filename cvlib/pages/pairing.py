@@ -21,7 +21,7 @@ import nbformat
 from cvlib.errors import BookError
 from cvlib.files import atomic_write
 
-__all__ = ["adopt", "cell_ids", "check", "definitions", "notebook_text", "pages", "sync"]
+__all__ = ["adopt", "cell_ids", "check", "define", "definitions", "notebook_text", "pages", "sync"]
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -125,16 +125,22 @@ def _defines(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign | ast.AnnAssign) and bool(names) and all(map(str.isupper, names))
 
 
+def define(script: Path, module: ModuleType) -> None:
+    """Run a page's imports, functions, classes and CONSTANTS, and nothing else of it, in ``module``."""
+    tree = ast.parse(script.read_text("utf-8"), filename=str(script))
+    tree.body = [node for node in tree.body if _defines(node)]
+    exec(compile(tree, str(script), "exec"), module.__dict__)
+
+
 def definitions(script: str | Path) -> ModuleType:
     """Return a page's imports, functions, classes and CONSTANTS as a module, running nothing else of it.
 
     This is how tests reach what a chapter defines: ``definitions("notebooks/taming.py").adaptive_weight``.
+    A page whose definitions need names of another page imports them, see :mod:`cvlib.notebooks`.
     """
     path = Path(script)
-    tree = ast.parse(path.read_text("utf-8"), filename=str(path))
-    tree.body = [node for node in tree.body if _defines(node)]
     module = ModuleType(f"page_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
-    exec(compile(tree, str(path), "exec"), module.__dict__)
+    define(path, module)
     return module

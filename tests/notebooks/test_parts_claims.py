@@ -136,8 +136,12 @@ def _used(node):
 
 
 def test_a_change_of_anything_that_a_run_rests_on_makes_it_stale(page):
-    """All that training and judging reach in the two pages, from name to name, is in the rules' code."""
-    own, other = (_defined(PAGES / f"{name}.py") for name in ("parts_claims", "parts"))
+    """All that training and judging reach in the pages, from name to name, is in the rules' code."""
+    names = ("parts", "parts_model", "parts_swaps")
+    own = _defined(PAGES / "parts_claims.py")
+    others = {name: _defined(PAGES / f"{name}.py") for name in names}
+    home = {name: where for where, found in others.items() for name in found}
+    assert len(home) == sum(map(len, others.values()))  # a definition has one home
     seen, ahead = (
         set(),
         [("parts_claims", name) for name in ("run_model", "run_clusters", "lay_out", "N_CHECKS")],
@@ -147,14 +151,15 @@ def test_a_change_of_anything_that_a_run_rests_on_makes_it_stale(page):
         if (where, name) in seen:
             continue
         seen.add((where, name))
-        for used in _used((own if where == "parts_claims" else other)[name]):
+        for used in _used((own if where == "parts_claims" else others[where])[name]):
             if where == "parts_claims" and used in own:
                 ahead.append((where, used))
-            elif used in other:
-                ahead.append(("parts", used))
+            elif used in home:
+                ahead.append((home[used], used))
     needed = {f"notebooks/{where}.py::{name}" for where, name in seen} - {
         "notebooks/parts_claims.py::run_model"
     }
+    assert {where for where, _ in seen} == {"parts_claims", *names}
     assert len(needed) > 50 and needed <= set(load_rules(page.CHAPTER).code)
 
 
