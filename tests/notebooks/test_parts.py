@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -189,6 +190,49 @@ def test_the_probe_reads_a_linear_law_and_nothing_out_of_noise(page):
     assert page.probe_r2(x, x @ law + 3, x_test, x_test @ law + 3) > 0.99
     noise = torch.randn(500, 2, generator=gen(3)), torch.randn(300, 2, generator=gen(4))
     assert page.probe_r2(x, noise[0], x_test, noise[1]) < 0.05
+
+
+def test_the_information_bound_is_exact_for_the_true_log_ratio(page):
+    """Two coins that agree with probability 0.9: every pair counted as often as it occurs."""
+    joint = torch.tensor([[0.45, 0.05], [0.05, 0.45]])
+    ratio = (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()
+    times = (joint * 20).long()
+    rows, columns = torch.tensor([(i, j) for i in range(2) for j in range(2) for _ in range(times[i, j])]).T
+    known = (joint * ratio).sum().item()
+    everyone = torch.ones(20, 20, dtype=torch.bool)
+    assert page.information_bound(ratio[rows][:, columns], everyone).item() == pytest.approx(known, abs=1e-5)
+    assert page.information_bound(torch.zeros(20, 20), everyone).item() == pytest.approx(0, abs=1e-6)
+    sure = page.information_bound(50 * torch.eye(8), torch.ones(8, 8, dtype=torch.bool))
+    assert sure.item() == pytest.approx(math.log(8))  # never more than the log of the pairs
+
+
+def test_the_information_bound_counts_foreign_pairs_alone(page):
+    table, foreign = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([[False, True], [False, False]])
+    by_hand = (1 - math.log((math.e + math.exp(2)) / 2)) / 2  # the second row has no foreign pair: 0
+    assert page.information_bound(table, foreign).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
+def test_the_critic_finds_most_of_what_gaussians_share_and_no_more(page, rho):
+    """Noise of the posterior counts: the code is 0.8 mean + 0.6 noise, so it correlates by 0.8 rho."""
+    names = ("train", "validation", "test")
+    pairs = {name: torch.randn(2, 700, 1, generator=gen(k)) for k, name in enumerate(names)}
+    codes = {name: page.Posterior(0.8 * a, torch.full((700, 1, 1), 0.6)) for name, (a, _) in pairs.items()}
+    y = {name: rho * a + math.sqrt(1 - rho**2) * b for name, (a, b) in pairs.items()}
+    known = -0.5 * math.log(1 - (0.8 * rho) ** 2)
+    found = page.information(codes, y, dict.fromkeys(names, torch.arange(700)), steps=240)
+    assert 0.6 * known - 0.02 < found < 1.2 * known + 0.03
+    again = page.information(codes, y, dict.fromkeys(names, torch.arange(700)), steps=240)
+    assert again == found  # its draws are its own
+
+
+def test_what_training_people_alone_share_does_not_count(page):
+    """Only in training does the code tell the colour: elsewhere the constant critic is best."""
+    names = ("train", "validation", "test")
+    pairs = {name: torch.randn(2, 300, 2, generator=gen(k)) for k, name in enumerate(names)}
+    codes = {name: page.Posterior(a, torch.zeros(300, 2, 2)) for name, (a, _) in pairs.items()}
+    y = {name: a if name == "train" else b for name, (a, b) in pairs.items()}
+    assert page.information(codes, y, dict.fromkeys(names, torch.arange(300)), steps=120) < 0.05
 
 
 def test_mean_colours_are_means_under_labels(page):
