@@ -36,7 +36,7 @@ from cvlib.data import Dataset, emoji_naming
 from cvlib.data.base import derived_generator
 from cvlib.metrics import psnr
 from cvlib.nn import PatchDiscriminator, lpips_vgg16_hed, vgg_loss
-from cvlib.nn.experts import freeze, load_autoencoder, load_judge, load_namer
+from cvlib.nn.experts import freeze, load_experts
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import figure, look, picture, say, show, table
@@ -78,10 +78,7 @@ print(runtime.describe())
 # are the same.
 
 # %%
-whole, namer, judge = (
-    runtime.prepare(load(page.weights(f"experts_{name}")))
-    for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
-)
+namer, whole, judge = load_experts(page.weights, runtime)
 model = whole.first(kept)
 freeze(model.encoder)
 world = emoji_naming.few(emoji_naming.load("train", image_size), n_concepts)
@@ -166,20 +163,23 @@ eye = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
 studied = world.labels["concept"].unique()
 
 
+def named(logits: Tensor) -> float:
+    """Return how often logits (N, concepts) are highest, among the studied concepts, at the drawing's own."""
+    return (studied[logits[:, studied].argmax(1)] == labels["concept"]).float().mean().item()
+
+
 def seen(pictures: Tensor) -> list[float | None]:
     """Return PSNR (dB) and LPIPS to the drawings, and how often judge and namer name the concept, the judge the hand."""
-    said = experts.judgements(judge, pictures, runtime)
-    answers = experts.name_logits(namer, pictures, runtime)
-    concept, named = (
-        (studied[a[:, studied].argmax(1)] == labels["concept"]).float().mean().item()
-        for a in (said.concept, answers)
+    said, answers = (
+        experts.judgements(judge, pictures, runtime),
+        experts.name_logits(namer, pictures, runtime),
     )
     pairs = zip(pictures.split(64), images.split(64), strict=True)
     with torch.no_grad():
         far = torch.cat([eye(a.to(runtime.device), b.to(runtime.device)).cpu() for a, b in pairs])
     is_same = torch.equal(pictures, images)
     quality = [None, None] if is_same else [psnr(pictures, images).mean().item(), far.mean().item()]
-    return [*quality, concept, experts.top(said.hand, labels["hand"]), named]
+    return [*quality, named(said.concept), experts.top(said.hand, labels["hand"]), named(answers)]
 
 
 after, _ = experts.reconstruct(model, images, runtime)
@@ -224,7 +224,7 @@ for amount in amounts:
     for name, net in (("before", whole), ("after", model)):
         with torch.no_grad():
             made = torch.cat([net.decode(z.to(runtime.device)).float().cpu() for z in near.split(128)])
-        rates[name].append(seen(made.clamp(-1, 1))[2])
+        rates[name].append(named(experts.judgements(judge, made.clamp(-1, 1), runtime).concept))
 fig, ax = figure(width="half")
 for name, role in (("before", "control"), ("after", "ours")):
     ax.plot(amounts, rates[name], **look(role, marker=True), label=name)

@@ -6,7 +6,8 @@ Trained on the page ``experts``. Source of their parts: :mod:`cvlib.nn.vae`, :mo
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,16 @@ from cvlib.nn.framed import map_head
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.train.weights import load_weights_file, weights_metadata
 
+if TYPE_CHECKING:
+    from cvlib.train import Runtime
+
 __all__ = [
+    "Experts",
     "Judge",
     "Judgement",
     "freeze",
     "load_autoencoder",
+    "load_experts",
     "load_judge",
     "load_namer",
     "measure_norms",
@@ -126,3 +132,30 @@ def load_judge(path: str | os.PathLike[str]) -> Judge:
     load_weights_file(path, net)
     freeze(net)
     return net
+
+
+class Experts(NamedTuple):
+    """The three frozen networks that the chapters share."""
+
+    namer: EfficientNetLite0
+    autoencoder: VectorAutoencoder
+    judge: Judge
+
+
+def load_experts(
+    weights: Callable[[str], str | os.PathLike[str]],
+    runtime: Runtime,
+    autoencoder: str = "experts_autoencoder",
+) -> Experts:
+    """Return the experts on the device of ``runtime``; ``weights`` says where a name's file lies.
+
+    ``autoencoder`` names the one wanted: that of the page experts, or "experts_brief" with a code of 128
+    numbers and a decoder that knows the drawings of a hundred concepts.
+    Raises: as :func:`load_autoencoder`.
+    """
+    nets = (
+        load_namer(weights("experts_namer")),
+        load_autoencoder(weights(autoencoder)),
+        load_judge(weights("experts_judge")),
+    )
+    return Experts(*(runtime.prepare(net) for net in nets))

@@ -19,6 +19,7 @@ from cvlib.nn import experts
 from cvlib.nn.backbones import EfficientNetLite0
 from cvlib.nn.experts import Judge
 from cvlib.nn.vae import VectorAutoencoder
+from cvlib.train import Runtime
 from cvlib.train.weights import save_weights
 
 
@@ -247,3 +248,24 @@ def test_measured_norms_are_those_of_the_images_and_stay():
     before = norm.running_mean.clone()
     net.train()(x + 1)
     assert torch.equal(norm.running_mean, before)
+
+
+@torch.no_grad()
+def test_the_three_experts_are_loaded_by_name(tmp_path):
+    torch.manual_seed(0)
+    nets = {
+        "experts_namer": (EfficientNetLite0(6).eval(), "namer", {"n_classes": 6}),
+        "experts_judge": (Judge(5, 7, places=1).eval(), "judge", None),
+        "experts_autoencoder": (autoencoder().eval(), "autoencoder", None),
+        "experts_brief": (VectorAutoencoder(16, 3, (8, 8), thumbnail=8).eval(), "autoencoder", None),
+    }
+    for name, (net, kind, config) in nets.items():
+        save_weights(tmp_path / name, net, metadata={"kind": kind, "model": config or net.config})
+    runtime, x = Runtime(device="cpu", precision="fp32"), torch.rand(2, 3, 16, 16, generator=gen()) * 2 - 1
+    for wanted in ("experts_autoencoder", "experts_brief"):
+        found = experts.load_experts(tmp_path.joinpath, runtime, wanted)
+        for net, name in zip(found, ("experts_namer", wanted, "experts_judge"), strict=True):
+            for said, own in zip(outputs(net, x), outputs(nets[name][0], x), strict=True):
+                torch.testing.assert_close(said, own)
+            assert not any(p.requires_grad for p in net.parameters())
+    assert found.autoencoder.config["dim"] == 3
