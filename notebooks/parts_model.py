@@ -44,7 +44,7 @@ from cvlib.errors import BookError
 from cvlib.nn.autoencoder import GroupNorm
 from cvlib.nn.precision import without_autocast
 from cvlib.pages import begin
-from cvlib.show import say
+from cvlib.show import figure, look, picture, say, show, table
 from cvlib.train import Runtime, seed_everything
 
 # %% tags=["parameters"]
@@ -545,6 +545,24 @@ for _ in range(60):
 assert abs(path[-1][0] - 1) < 1e-3 and abs(path[-1][1] - 2) < 1e-2, path[-1]
 say(f"After {len(path)} rounds: x = {path[-1][0]:.4f}, λ = **{path[-1][1]:.4f}**.")
 
+# %%
+fig, (left, right) = figure(columns=2, height=2.7)
+left.plot(range(1, len(toy_curve) + 1), toy_curve, **look("ours"), label="critic")
+left.axhline(known_mi, **look("paper"), label="known")
+left.set(xlabel="step of the critic", ylabel="information (nats)")
+left.legend(loc="lower right")
+right.plot(range(1, 13), [price for _, price in path[:12]], **look("ours"), label="λ")
+right.plot(range(1, 13), [x for x, _ in path[:12]], **look("baseline"), label="x")
+right.axhline(2, **look("paper"), label="the price, 2")
+right.set(xlabel="update of λ", ylabel="value")
+right.legend(loc="center right")
+show(
+    fig,
+    alt=f"The critic's estimate rises to {estimated:.2f} nats; the multiplier rises to {path[-1][1]:.2f} while x falls to {path[-1][0]:.2f}.",
+    caption="Left: the critic's mean over true pairs of two correlated Gaussians, and what they share. Right: x starts above its bound, "
+    "and the multiplier rises until it does not pay any more.",
+)
+
 # %% [markdown]
 # ## What a part should look like
 #
@@ -613,6 +631,47 @@ places = coordinates(8, 8).flatten(1).T
 member = checker[0].flatten(1) > 0.5
 by_hand = [(places[m] - places[m].mean(0)).square().sum(1) for m in member if m.any()]
 assert torch.allclose(spread(checker), sum(d.mean() for d in by_hand), atol=1e-3)
+
+# %% [markdown]
+# What do they say of maps that one can see? Four parts share a square in four ways: none has decided, each has its specks, a stripe each, and each the
+# places nearest to its centre.
+
+# %%
+side = 32
+xy = coordinates(side, side)
+corners = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]])
+specks = torch.randint(0, 4, (side, side), generator=rng)
+stripes = (torch.arange(side) // 2 % 4).expand(side, -1)
+nearest = (xy[None] - corners[..., None, None]).square().sum(1).argmin(0)
+maps = {"undecided": torch.full((1, 4, side, side), 0.25)} | {
+    name: F.one_hot(ids, 4).movedim(-1, 0)[None].float()
+    for name, ids in (("specks", specks), ("stripes", stripes), ("places", nearest))
+}
+colours = torch.tensor([[0.27, 0.47, 0.67], [0.93, 0.40, 0.47], [0.13, 0.53, 0.20], [0.80, 0.73, 0.27]])
+picture(
+    torch.cat([assembled(soft, colours[None] * 2 - 1) for soft in maps.values()]),
+    columns=4,
+    scale=4,
+    titles=list(maps),
+    alt="Four maps of four parts: an even mixture, random specks, narrow stripes, and four quarters.",
+    caption="A colour for each part; where none has decided, all four mix.",
+)
+table(
+    [
+        [
+            name,
+            round(math.log(4) - entropy(soft).item(), 3),
+            round(entropy(soft).item(), 3),
+            spread(soft).item(),
+            mumford_shah(soft).item(),
+            outside_patch(soft, 0.5).item() / side**2,
+        ]
+        for name, soft in maps.items()
+    ],
+    header=["map", "categorical", "sharpness", "concentration", "Mumford-Shah", "patch, share of pixels"],
+    digits=3,
+    caption="The less the better. No prior alone wants places; together they do.",
+)
 
 # %% [markdown]
 # These are all the pieces. {doc}`parts` puts them together, sends every loss where it belongs, and trains.
