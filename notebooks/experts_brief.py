@@ -23,7 +23,7 @@
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/experts_brief.ipynb out.ipynb` | 2 minutes on 2 CPU cores |
-# | report | `papermill notebooks/experts_brief.ipynb out.ipynb -f notebooks/params/experts_brief.report.yaml` | an hour of one CPU core, minutes on a GPU |
+# | report | `papermill notebooks/experts_brief.ipynb out.ipynb -f notebooks/params/experts_brief.report.yaml` | half an hour of one CPU core, minutes on a GPU |
 #
 # Reading time: 4 minutes.
 

@@ -60,7 +60,7 @@ from cvlib.data.outputs import Outputs
 from cvlib.errors import BookError
 from cvlib.nn import ConditionalFlow, MapEmbedder, VectorEmbedder
 from cvlib.nn.backbones import EfficientNetLite0
-from cvlib.nn.experts import Judge, Judgement, load_autoencoder, load_judge, load_namer
+from cvlib.nn.experts import Judge, Judgement, load_experts
 from cvlib.nn.flow import AffineCoupling, LinearGuess
 from cvlib.nn.vae import DiagonalGaussian, VectorAutoencoder
 from cvlib.pages import begin
@@ -72,7 +72,6 @@ seed = 0
 steps = 60  # of each flow. Paper: 250,000, or 50,000 for ten classes
 batch_size = 128  # paper: 16
 image_size = 64  # paper: 128
-dim = 128  # numbers of the autoencoder's code that the flows model, from the front. Paper: 128, which are all
 n_blocks = 6  # paper: 20
 width = 256  # of the nets S and T. Paper: 1,024
 depth = 2  # paper: 2
@@ -101,8 +100,8 @@ print(runtime.describe())
 # ## Three experts
 #
 # None of them is trained here. The **namer** $f = \Psi\circ\Phi$ is what we look into. The **autoencoder** turns a drawing into
-# $\bar z = E(x)$ and back, so that the flow never sees a pixel; of its 320 numbers we take the first 128, as many as the paper has ({doc}`experts` shows what they keep).
-# Every number is one more to get right for a picture that no one drew. The **judge** has another build and another training than the namer; it says what is
+# $\bar z = E(x)$ and back, so that the flow never sees a pixel. It is that of {doc}`experts_brief`: 128 numbers, as many as the paper has, for
+# every number is one more to get right for a picture that no one drew, and a decoder that knows the drawings of this page's world. The **judge** has another build and another training than the namer; it says what is
 # to be seen in a picture.
 #
 # The namer tells 877 concepts, and has learned each from five or six drawings. A flow has to know them all before it can paint what the answer
@@ -111,10 +110,7 @@ print(runtime.describe())
 # ground, in any hue, size, place and turn; a flow learns from some views of each and is tested on others.
 
 # %%
-autoencoder, namer, judge = (
-    runtime.prepare(load(page.weights(f"experts_{name}")))
-    for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
-)
+namer, autoencoder, judge = load_experts(page.weights, runtime, "experts_brief")
 
 
 # %% [markdown]
@@ -242,22 +238,21 @@ def open_study(
     n_views: int,
     runtime: Runtime,
     n_concepts: int | None = None,
-    dim: int | None = None,
 ) -> Study:
     """Return the study of a network; what the experts say of the drawings is cached.
 
     ``n_views`` of every drawing to train on, at most TEST_VIEWS others to test. ``n_concepts`` of the namer's are studied,
-    evenly spread, all if None; of the code the first ``dim`` numbers.
+    evenly spread, all if None.
     """
 
     def describe(images: Tensor) -> dict[str, Tensor]:
         posterior = autoencoder.encode(images)
-        moments = torch.cat([posterior.mean[:, :dim], posterior.log_variance[:, :dim]], 1)
+        moments = torch.cat([posterior.mean, posterior.log_variance], 1)
         return {"moments": moments} | representations(namer, images)
 
     part = emoji_naming.load("train", image_size)
     part = emoji_naming.few(part, n_concepts) if n_concepts else part
-    nets = {"namer": namer, f"autoencoder, {dim or 'all'} numbers": autoencoder}
+    nets = {"namer": namer, "autoencoder": autoencoder}
     columns, device = ["moments", *LAYERS[:-1]], runtime.device
     known = {
         "train": Outputs(part, columns, describe, nets, n_views, device),
@@ -268,7 +263,7 @@ def open_study(
 
 if page.smoke:
     n_concepts = 22
-study = open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts, dim)
+study = open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts)
 n_test = len(study.known["test"])
 table(
     [[name, " × ".join(map(str, study.z("test", name, torch.arange(1)).shape[1:]))] for name in LAYERS],
@@ -283,8 +278,8 @@ picture(
     study.decode(study.latents[sample]),
     columns=8,
     rows=["test drawing", "D(E(x))"],
-    alt=f"Eight test drawings and what {dim} numbers of the autoencoder's code keep of them.",
-    caption=f"Drawings under factors of which no flow learns, and what {dim} numbers keep: nothing below can be sharper.",
+    alt=f"Eight test drawings and what the {study.latents.shape[1]} numbers of the autoencoder's code keep of them.",
+    caption=f"Drawings under factors of which no flow learns, and what {study.latents.shape[1]} numbers keep: nothing below can be sharper.",
 )
 
 # %% [markdown]
@@ -914,7 +909,7 @@ if page.live:
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 6 blocks, narrower, d = 128 of 320; both errors avoided |
+# | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 6 blocks, narrower, d = 128; both errors avoided |
 # | ActNorm | initialised by the first batch | asks a device flag in every pass | the same data, a buffer that is saved and never set again |
 # | z and z̄ | computed anew in every step | the same | computed once for several views of each drawing, kept as float16 |
 # | classes | 149 animals, or ten of them, hundreds of photographs each | the same | 100 of 877 concepts, five or six drawings each |

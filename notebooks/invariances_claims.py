@@ -50,8 +50,10 @@ from cvlib.data.base import derived_generator
 from cvlib.metrics import feature_batches, frechet, kid
 from cvlib.nn import PatchDiscriminator, hinge_d_loss, hinge_g_loss, vgg_loss
 from cvlib.nn.backbones import EfficientNetLite0, efficientnet_lite0
-from cvlib.nn.experts import freeze, load_autoencoder, load_judge, load_namer, measure_norms
+from cvlib.nn.experts import freeze, load_experts, measure_norms
 from cvlib.nn.vae import DiagonalGaussian, VectorDecoder
+from cvlib.notebooks import invariances as story
+from cvlib.notebooks import invariances_factors as exchange
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, show, table
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
@@ -75,9 +77,8 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 
 # %%
 page = begin("invariances_claims", globals())
-story, exchange = page.definitions("invariances"), page.definitions("invariances_factors")
 experts = page.definitions("experts")
-exchange.story, experts.taming = story, page.definitions("taming")
+experts.taming = page.definitions("taming")
 if page.smoke:
     batch_size, n_blocks, width, n_views, n_concepts = 16, 2, 16, 1, 15
 runtime = Runtime(device=device, precision=precision)
@@ -125,7 +126,6 @@ ARMS = {
     "logits-at-5": Arm("logits", taught=0.05),
     "logits-at-25": Arm("logits", taught=0.25),
 }
-DIM = 128  # numbers of the code that the flows model, from the front
 N_MEASURED = 512  # test views
 N_DRAWN = 4  # pictures of each
 N_REAL = 1024  # drawings that samples are held against
@@ -314,11 +314,8 @@ def lay_out(
     image_size: int, n_views: int, n_concepts: int, recipe: Any, runtime: Runtime, root: str, small: bool
 ) -> Bench:
     """Return the bench; what the experts say of the drawings is computed once."""
-    autoencoder, namer, judge = (
-        runtime.prepare(load(page.weights(f"experts_{name}")))
-        for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
-    )
-    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts, DIM)
+    namer, autoencoder, judge = load_experts(page.weights, runtime, "experts_brief")
+    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts)
     eye = runtime.prepare(efficientnet_lite0(not small))
 
     def features(pictures: Tensor) -> Tensor:
@@ -478,7 +475,7 @@ def study_of(bench: Bench, part: float) -> Any:
         else:
             net = taught(part, data.image_size, runtime, bench.root)
         bench.studies[part] = story.open_study(
-            net, own.autoencoder, own.judge, data.image_size, data.n_views, runtime, len(own.concepts), DIM
+            net, own.autoencoder, own.judge, data.image_size, data.n_views, runtime, len(own.concepts)
         )
     return bench.studies[part]
 

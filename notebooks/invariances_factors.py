@@ -42,9 +42,10 @@ from torch import Tensor
 from cvlib.data.base import derived_generator
 from cvlib.data.factors import factor_targets
 from cvlib.nn import SemanticFlow
-from cvlib.nn.experts import Judgement, load_autoencoder, load_judge, load_namer
+from cvlib.nn.experts import Judgement, load_experts
 from cvlib.nn.flow import factor_sizes
 from cvlib.nn.vae import DiagonalGaussian
+from cvlib.notebooks import invariances as story
 from cvlib.pages import begin
 from cvlib.show import picture, table
 from cvlib.train import RunResult, Runtime, fit, run_folder, seed_everything, warmup_linear
@@ -54,7 +55,6 @@ seed = 0
 steps = 60
 batch_size = 128  # latents, two of a pair. Paper: 25
 image_size = 64  # paper: 128
-dim = 128  # numbers of the autoencoder's code, from the front. Paper: 128, which are all
 n_blocks = 12  # paper: 12
 width = 128  # paper: 512
 depth = 2  # paper: 2
@@ -72,7 +72,6 @@ record = False
 
 # %%
 page = begin("invariances_factors", globals())
-story = page.definitions("invariances")
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, n_blocks, width, n_concepts, n_pairs = min(steps, 3), 16, 2, 16, 22, 16
 runtime = Runtime(device=device, precision=precision)
@@ -80,16 +79,13 @@ seed_everything(seed)
 print(runtime.describe())
 
 # %% [markdown]
-# The experts and the drawings are those of {doc}`invariances`: an autoencoder, of whose code the first 128 numbers count; a namer; and a judge of
+# The experts and the drawings are those of {doc}`invariances`: an autoencoder of 128 numbers; a namer; and a judge of
 # another build, who says what is to be seen in a picture, among the hundred concepts that are studied. Here the namer only chooses the drawings that are
 # measured: those that it names rightly.
 
 # %%
-autoencoder, namer, judge = (
-    runtime.prepare(load(page.weights(f"experts_{name}")))
-    for name, load in (("autoencoder", load_autoencoder), ("namer", load_namer), ("judge", load_judge))
-)
-study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts, dim)
+namer, autoencoder, judge = load_experts(page.weights, runtime, "experts_brief")
+study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts)
 n_test = len(study.known["test"])
 sample = torch.linspace(0, n_test - 1, min(8, n_test)).long()
 shown = study.known["test"].pictures(sample)
@@ -133,16 +129,20 @@ def pairs_of(study: Any, factor: str, n: int, split: str, seed: int) -> tuple[Te
     draws = [data.draw(rows, chance, True) for rows in (one, other)]
     if factor in FACTOR_COLUMNS:
         draws[1].factors[:, FACTOR_COLUMNS[factor]] = draws[0].factors[:, FACTOR_COLUMNS[factor]]
-    ends, dim = [], study.latents.shape[1]
+    ends = []
     for rows, drawn in zip((one, other), draws, strict=True):
         x = data.render(rows, drawn)["image"]
         parts = [study.autoencoder.encode(b.to(study.runtime.device)).mean.cpu() for b in x.split(128)]
-        ends.append(torch.cat(parts)[:, :dim])
+        ends.append(torch.cat(parts))
     return ends[0], ends[1]
 
 
 pairs = {factor: pairs_of(study, factor, n_pairs, "train", seed) for factor in SHARED}
-sizes = factor_sizes([pairs[factor] for factor in SHARED]) if not page.smoke else [dim - 60, *[10] * 6]
+sizes = (
+    factor_sizes([pairs[factor] for factor in SHARED])
+    if not page.smoke
+    else [study.latents.shape[1] - 60, *[10] * 6]
+)
 table(
     [["what is left", sizes[0]], *([factor, size] for factor, size in zip(SHARED, sizes[1:], strict=True))],
     header=["factor", "features of e"],

@@ -134,7 +134,7 @@ WAVES = (("ours", "free", "kmeans-colour", "kmeans-features"),
          ("ours-gradient", "free-gradient", "kmeans-colour-gradient", "kmeans-features-gradient"))  # fmt: skip
 N_CHECKS = 8  # looks at the model in a run: the first after an eighth of it
 N_CLUSTERED = 200  # training images that k-means sees
-PLACE = 6.0  # weight of coordinates beside colours in k-means; the trials chose
+PLACE = 12.0  # weight of coordinates beside colours in k-means; the trials chose
 STAGE = 6  # stages of the network whose features k-means sees; the trials chose
 ENLARGED = 3  # times, before the network sees them; the trials chose
 

@@ -31,10 +31,7 @@ def page() -> ModuleType:
 
 
 def factors_page() -> ModuleType:
-    """The page "invariances_factors", with what it takes from the story."""
-    found = definitions(NOTEBOOKS / "invariances_factors.py")
-    found.story = page()
-    return found
+    return definitions(NOTEBOOKS / "invariances_factors.py")
 
 
 def gen(seed=0):
@@ -93,7 +90,7 @@ def experts():
     return namer, autoencoder, judge
 
 
-def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, dim=None):
+def open_study(page, nets, cache: Path, n_views=1, n_concepts=None):
     """What the page's ``open_study`` makes of 40 patterns; outputs lie in ``cache``."""
     data = {"train": Drawings(40, 2)}
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +98,7 @@ def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, dim=None):
         patch.setattr(
             page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split], few=emoji_naming.few)
         )
-        return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), n_concepts, dim)
+        return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), n_concepts)
 
 
 @torch.no_grad()

@@ -338,16 +338,6 @@ def test_maps_with_too_many_entries_are_not_guessed(page):
     assert page.build_flow(4, (2, 64, 64), n_blocks=1, width=8, depth=1, dim_h=3).guess is not None
 
 
-@torch.no_grad()
-def test_a_study_may_take_the_first_numbers_of_the_code_alone(page, nets, tmp_path):
-    whole, brief = (tiny_study.open_study(page, nets, tmp_path, dim=dim) for dim in (None, 5))
-    assert torch.equal(brief.latents, whole.latents[:, :5])
-    moments = [s.known["train"].column("moments") for s in (whole, brief)]
-    assert torch.equal(moments[1], torch.cat([moments[0][:, :5], moments[0][:, DIM : DIM + 5]], 1))
-    rest = torch.cat([brief.latents, torch.zeros(40, DIM - 5)], 1)
-    torch.testing.assert_close(brief.decode(brief.latents), whole.decode(rest))
-
-
 def test_a_trained_flow_is_judged_at_its_end_and_recognised(page, study, tmp_path):
     recipe = page.Recipe(steps=4, batch_size=8, n_blocks=2, width=16, depth=1)
     layer, run = page.train_flow(study, "softmax", recipe, 0, str(tmp_path), quiet=True)

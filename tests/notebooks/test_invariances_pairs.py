@@ -126,12 +126,6 @@ def some_pairs():
     }
 
 
-def test_pairs_have_as_many_numbers_as_the_latents_of_their_study(page, ledger):
-    brief = SimpleNamespace(**vars(ledger) | {"latents": torch.zeros(1, 5)})
-    for whole, first in zip(*(page.pairs_of(s, "hand", 8, "test", 0) for s in (ledger, brief)), strict=True):
-        assert torch.equal(first, whole[:, :5]) and whole.shape == (8, 11)
-
-
 def test_batches_of_pairs_depend_on_seed_and_t_alone(page):
     pairs = some_pairs()
     batches = page.PairBatches(pairs, 50, seed=3)
