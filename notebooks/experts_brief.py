@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Experts: a decoder that knows its world
 #
-# The autoencoder of {doc}`experts` takes drawings of things it has never seen, and pays for it: what it paints from few numbers is soft at every edge. The next
-# pages ask of painted pictures what they show, of the drawings of a hundred concepts and no others. There a decoder may know what there is to paint. So does
-# the paper's: its autoencoder is trained on the very animals that its flows model.
+# The autoencoder of {doc}`experts` must cope with drawings of things it has never seen, and pays for it: from few numbers it paints soft edges. The pages
+# that follow need the drawings of a hundred concepts and no others, so there a decoder may specialise, as the paper's does: it is trained on the very
+# animals that the flows model.
 #
 # The encoder stays as it is, a frame and a linear code, of which the first 128 numbers are kept; a flow never sees the difference. The **decoder** goes on learning,
 # from the drawings of the hundred concepts alone, with the losses that it had.
@@ -155,8 +155,8 @@ freeze(model)
 # %% [markdown]
 # ## What is to be seen
 #
-# The judge says what a painting shows, among the hundred concepts; so does the namer, whom the painting was not made for. Both are asked of
-# views that no training step had.
+# Judge and namer, neither of which took part in this training, say which of the hundred concepts a painting shows. Both are asked of views that no training
+# step had.
 
 # %%
 eye = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
@@ -234,7 +234,8 @@ ax.legend()
 show(
     fig,
     alt="; ".join(
-        f"{name}: {values[0]:.2f} without noise, {values[-1]:.2f} at most" for name, values in rates.items()
+        f"{name}: {values[0]:.2f} without noise, {values[-1]:.2f} at {amounts[-1]:g} σ"
+        for name, values in rates.items()
     ),
     caption="How often the judge names the concept in pictures of noisy codes, with the decoder as it was and as it became.",
 )

@@ -21,7 +21,7 @@
 # network only, whether what is drawn is consistent and what is dropped independent, when in training a network forgets, where an attack takes
 # effect, and whether factors can be exchanged.
 #
-# The experts are those of {doc}`experts`, one of each: a seed sets the start of a flow, its batches and its draws, not the network that is
+# The experts are those of {doc}`experts` and {doc}`experts_brief`, one of each: a seed sets the start of a flow, its batches and its draws, not the network that is
 # looked at. What is said is said of this network.
 #
 # | scale | command | what it needs |

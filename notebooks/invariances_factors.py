@@ -322,7 +322,7 @@ table(
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | e | 12 blocks, width 512, d = 128 | the same | 12 blocks, narrower, d = 128 of 320 |
+# | e | 12 blocks, width 512, d = 128 | the same | 12 blocks, narrower, d = 128 |
 # | pairs | alike in an attribute of faces | ρ = 0.975 | alike in a factor of the renderer, ρ = 0.9 |
 # | sizes of the blocks | by how much alike pairs agree | softmax of the agreement over factors | the same |
 # | edits | FID of edited faces, against StarGAN | | a judge on known factors, against a linear probe |

@@ -53,6 +53,8 @@ from cvlib.data.bodies import BodyDataset
 from cvlib.data.store import digest
 from cvlib.data.warps import resample
 from cvlib.nn.backbones import SmallCNN, efficientnet_lite0
+from cvlib.notebooks import parts as story
+from cvlib.notebooks.parts import ENLARGED, PLACE, STAGE
 from cvlib.notebooks.parts_model import centres
 from cvlib.notebooks.parts_swaps import edit_locality
 from cvlib.pages import begin
@@ -76,7 +78,6 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 
 # %%
 page = begin("parts_claims", globals())
-story = page.definitions("parts")
 if page.smoke:
     batch_size, clips, pretrained = 2, ["walk"], False
 runtime = Runtime(device=device, precision=precision)
@@ -87,8 +88,8 @@ print(runtime.describe())
 # ## The ledger
 #
 # All arms of one background share data, networks, steps and the recipe of the story page; a seed sets the networks' start, the batches and
-# the start of k-means. What must show is run first, on plain walls, then on gradients, then the rest. k-means has settings of its own, which
-# trials on validation chose; they serve it better than those of the story page.
+# the start of k-means. What must show is run first, on plain walls, then on gradients, then the rest. Trials
+# on validation chose the settings of k-means.
 
 # %%
 CHAPTER = "parts"
@@ -134,9 +135,6 @@ WAVES = (("ours", "free", "kmeans-colour", "kmeans-features"),
          ("ours-gradient", "free-gradient", "kmeans-colour-gradient", "kmeans-features-gradient"))  # fmt: skip
 N_CHECKS = 8  # looks at the model in a run: the first after an eighth of it
 N_CLUSTERED = 200  # training images that k-means sees
-PLACE = 12.0  # weight of coordinates beside colours in k-means; the trials chose
-STAGE = 6  # stages of the network whose features k-means sees; the trials chose
-ENLARGED = 3  # times, before the network sees them; the trials chose
 
 
 def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -235,7 +233,7 @@ def fit_scores(bench: Bench, parts: dict[str, Tensor]) -> dict[str, float]:
 # %% [markdown]
 # **IoU** (P1) is the paper's: for each label, the mean over the test images that show it; overall, the mean over the five labels of the body.
 # Recorded beside it, but deciding nothing: the pooled IoU, the IoU with one part a label, that of the figure, and PCK. **Information** (P2)
-# is what the story's fresh critic finds of the colours of torso, legs and wall in drawn shape codes of test people, in nats; its linear probe of mean codes is recorded beside it.
+# is what the story's fresh critic finds of the colours of torso, legs and wall in drawn shape codes of test people, in nats. **R² of colours** (A5) is that of its linear probe of mean codes.
 #
 # The next three ask whether two maps of parts agree, on the pixels $U$ of bodies (a wall is easy):
 #
@@ -445,10 +443,12 @@ def judge(bench: Bench, model, history: list[dict[str, Any]]) -> dict[str, float
     pictures = {"train": train.images(rows), **bench.images}
     masks = {"train": story.merge(train.masks(rows)), **bench.labels}
     colours = {name: story.mean_colours(x, masks[name], story.PROBED) for name, x in pictures.items()}
-    people = {name: bench.splits[name].labels["person"] for name in bench.images}
-    people["train"] = train.labels["person"][rows]
+    who, where = (
+        {"train": train.labels[kind][rows]} | {name: bench.splits[name].labels[kind] for name in bench.images}
+        for kind in ("person", "pose")
+    )
     codes = {name: story.posteriors_of(model, x, runtime) for name, x in pictures.items()}
-    values["information"] = story.information(codes, colours, people)
+    values["information"] = story.information(codes, colours, who, where)
     r2 = story.probe_r2(codes["train"].mean, colours["train"], codes["test"].mean, colours["test"])
     values["R² of colours"] = r2
 
@@ -864,7 +864,7 @@ READINGS = {
     "A1": "The lead over either k-means, held against a margin that is worth a page",
     "A2": "Photographs behind the people",
     "A3": "The same network with every image its own partner",
-    "A4": "The same, where the target is a fifth",
+    "A4": "What a fresh critic finds about colours, where the target is a fifth",
     "A5": "What a linear probe reads in the shape code, with the constraint and without",
 }
 for claim, question in READINGS.items():
@@ -888,17 +888,28 @@ if decided["P3"]["comparisons"] and decided["A3"]["comparisons"]:
             else "Without pairs the parts even move with the picture better"
         )
         + (
-            ", and they fit bodies worse: it is the other pose that makes a part of a part."
+            ", and they fit bodies worse: it takes the other pose to turn a region into a part."
             if fit["holds"]
             else "; that they fit bodies worse is not shown."
         )
     )
 
 # %% [markdown]
-# What the runs cannot say. People are capsules with flat colours, seen at 64 pixels, in four motions; real clothes fold and
+# What the runs cannot say. People are capsules in simple patterns, seen at 64 pixels, in four motions; real clothes fold and
 # hide. A run has a thirtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
 # own, are not here. The critic of P2 finds a lower bound: a better reader may find more. And the monitor's estimate, with which
-# the constraint works, equals the information only for the best critic; before that it may lie on either side.
+# the constraint works, equals the information only for the best critic; before that it may lie on either side. Intervals are over seeds of
+# training; the test people are the same sixteen for all. Colours are taken as they are seen, so that some of what is found is light, in both arms.
+# And "the constraint" is the adversary and the bottleneck that follows its monitor together: `free` has neither.
+#
+# **What was seen before.** These are not the first runs. Those below were recorded, shown in this book and withdrawn; their files
+# are in the history under the commit named.
+
+# %%
+table(
+    [[entry.commit, entry.runs, entry.outcome, entry.why] for entry in claims.load_rules(CHAPTER).withdrawn],
+    header=["commit", "runs", "outcome", "why withdrawn"],
+)
 
 # %%
 page.finish(runtime)

@@ -164,7 +164,7 @@ def coordinates(height: int, width: int) -> Tensor:
 class ResidualConv(nn.Module):
     """Return ``shortcut(x) + conv(silu(norm(x)))``, (B, dim_in, H, W) to (B, dim_out, H, W).
 
-    One convolution a block, by which the original's count of operations comes out.
+    One convolution a block: with one, the count of operations agrees with the original's.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
@@ -257,7 +257,7 @@ with torch.no_grad():
 truth = torch.distributions.MultivariateNormal(posterior.mean, scale_tril=posterior.factor)
 standard = torch.distributions.MultivariateNormal(torch.zeros(5), torch.eye(5))
 assert torch.allclose(posterior.kl(), torch.distributions.kl_divergence(truth, standard), atol=1e-4)
-assert ShapeEncoder(replace(paper_config(), n_parts=25)).head.out_features == 256 + 256 * 257 // 2 == 33_152
+assert ShapeEncoder(paper_config()).head.out_features == 256 + 256 * 257 // 2 == 33_152
 
 # %% [markdown]
 # ### The map of parts
@@ -356,7 +356,7 @@ class AppearanceEncoder(nn.Module):
         return self.of_parts(x, torch.ones_like(x[:, :1]))[:, 0]
 
     def of_parts(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return a vector for each part, (B, P, d); masks (B, P, S, S). A part without a pixel has black and a constant."""
+        """Return a vector for each part, (B, P, d); masks (B, P, S, S). A part without a pixel has mid-grey and a constant."""
         if self.is_shared:
             h = self.stack(x)
             weights = F.adaptive_avg_pool2d(masks, h.shape[2:]).to(h.dtype)
@@ -670,7 +670,7 @@ table(
     ],
     header=["map", "categorical", "sharpness", "concentration", "Mumford-Shah", "patch, share of pixels"],
     digits=3,
-    caption="The less the better. No prior alone wants places; together they do.",
+    caption="The less the better. Sharpness turns down the undecided map; of the decided ones concentration and the patch prefer places.",
 )
 
 # %% [markdown]

@@ -96,9 +96,8 @@ def split_of(name: str) -> Dataset:
 
 
 validation, test = split_of("validation"), split_of("test")
-if data != "bodies":  # their masks hold the labels to be scored; the story's training counts them too
-    MERGED = story.MERGED = test.names
-    merge = Tensor.clone
+if data != "bodies":  # their masks hold the labels to be scored
+    MERGED, merge = test.names, Tensor.clone
 judged = {
     name: torch.randperm(len(split), generator=rng)[:n_judged]
     for name, split in (("validation", validation), ("test", test))
@@ -140,6 +139,7 @@ if model is None:
         runtime=runtime,
         root=run_dir,
         reconstruction=reconstruction,
+        n_labels=len(MERGED),
     )
     n_steps = steps
 found = {name: story.parts_of(model, x, runtime) for name, x in images.items()}
