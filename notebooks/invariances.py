@@ -27,13 +27,16 @@
 #
 # | | claim | where it is tested |
 # |---|---|---|
-# | C1 | Deeper layers ignore more: pictures that share a representation differ more and more | below, by layer |
-# | C2 | They stay consistent: encoded again, they have the representation that they were made from | below, against other pictures |
-# | C3 | $v$ is independent of what the layer knows | below, by a probe |
-# | C4 | Pictures from the last layers are as good as those from the first; a regression's are not | below, against the mean |
-# | C5 | As a network learns, its answer keeps more of the concept and less of the ground | {doc}`invariances_claims` |
-# | C6 | An attack takes effect late in the network | below, against noise |
-# | C7 | A second flow makes factors of the latent that can be exchanged one by one | {doc}`invariances_factors` |
+# | I1 | Deeper layers ignore more of the hand, and keep the concept | below, by layer |
+# | I2 | Pictures that share a representation differ more the deeper the layer | below, by layer |
+# | I3 | They stay consistent: encoded again, they have the representation that they were made from | below, against other pictures |
+# | I4 | $v$ is independent of what the layer knows | below, by a probe |
+# | I6 | Pictures from the last layers are as good as those from the first; a regression's are not | below, against the mean |
+# | I7 | As a network learns, its answer keeps more of the concept and less of the ground | {doc}`invariances_claims` |
+# | I8 | An attack takes effect late in the network | below, against noise |
+# | I9 | A second flow makes factors of the latent that can be exchanged one by one | {doc}`invariances_factors` |
+#
+# The numbers are those of {doc}`invariances_claims`, which asks all of them over several seeds, and more.
 #
 # | scale | command | what it needs |
 # |---|---|---|

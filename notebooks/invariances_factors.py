@@ -20,7 +20,7 @@
 #
 # | | claim of the paper | where it is tested |
 # |---|---|---|
-# | C7 | A second flow makes factors of the latent that can be exchanged one by one | below, against a linear probe |
+# | I9 | A second flow makes factors of the latent that can be exchanged one by one | below, against a linear probe |
 #
 # | scale | command | what it needs |
 # |---|---|---|
