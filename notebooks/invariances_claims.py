@@ -371,7 +371,7 @@ def judge_flow(bench: Bench, layer: Any, seed: int) -> dict[str, float]:
     values["NLL"] = layer.nll()
     v, v_test = (
         layer.invariances(s, rows)
-        for s, rows in (("train", study.fitted), ("test", torch.arange(len(study.latents))))
+        for s, rows in (("train", study.probed), ("test", torch.arange(len(study.latents))))
     )
     read = story.probe(study, v, v_test)
     values |= {

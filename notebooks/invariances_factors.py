@@ -270,7 +270,7 @@ picture(
 # %%
 def moved(study: Any, z_bar: Tensor, donor: Tensor, factor: str) -> Tensor:
     """Return latents moved by the least step after which a linear probe reads the donor's factor from them."""
-    part, rows = study.known["train"], study.fitted
+    part, rows = study.known["train"], study.probed
     if factor in story.GROUPS:
         y = factor_targets(part.column("factors", rows))[:, story.GROUPS[factor]]
     else:

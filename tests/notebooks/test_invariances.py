@@ -162,6 +162,24 @@ def test_ridge_is_that_of_scikit_learn(page, rows, features):
     torch.testing.assert_close(ours, torch.from_numpy(theirs).float(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_probe_is_as_strong_as_rows_that_it_has_not_seen_allow(page):
+    """Noise gets the largest strength, an exact law of few features the least."""
+    x, new = torch.randn(60, 50, generator=gen()), torch.randn(200, 50, generator=gen(1))
+    noise = torch.randn(60, 2, generator=gen(2))
+    torch.testing.assert_close(page.best_ridge(x, noise)(new), page.ridge(x, noise, 1000.0)(new))
+    law = x[:, :1] * 3 + 1
+    found = page.best_ridge(x[:, :3], law)(new[:, :3])
+    torch.testing.assert_close(found, page.ridge(x[:, :3], law, 0.1)(new[:, :3]))
+    assert page.explained_by(found, new[:, :1] * 3 + 1) > 0.98
+    assert page.explained_by(law.mean().expand(60, 1), law) == pytest.approx(0, abs=1e-5)
+
+
+def test_probes_see_up_to_four_views_of_each_drawing_and_scales_one(page, nets, tmp_path):
+    many = tiny_study.open_study(page, nets, tmp_path, n_views=6)
+    assert many.probed.tolist() == list(range(160)) and many.fitted.tolist() == list(range(40))
+    assert tiny_study.open_study(page, nets, tmp_path).probed.tolist() == list(range(40))
+
+
 def test_standardised_uses_the_statistics_of_the_other(page):
     like, x = torch.randn(30, 2, 3, generator=gen()) * 5 + 1, torch.randn(4, 2, 3, generator=gen(1))
     like[:, 1, 2] = 7.0  # a dead feature
