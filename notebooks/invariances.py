@@ -396,9 +396,8 @@ chance = {
     "hand": study.labels["hand"].bincount().max().item() / n_test,
 }
 table(
-    [[name, *(values[field] for field in ASKED)] for name, values in read.items()],
+    [[name, *(f"{values[field]:.2f}" for field in ASKED)] for name, values in read.items()],
     header=["layer", *ASKED],
-    digits=2,
 )
 
 # %% [markdown]
@@ -808,6 +807,16 @@ table(
 )
 
 # %%
+first_layer = chosen[0]
+top, bottom = found[last], found[first_layer]
+say(
+    f"Of pictures that are the same to the {last} the judge names the concept in **{top['concept']:.0%}**, which is "
+    f"{top['concept'] / ceilings['concept']:.0%} of what the autoencoder itself allows, and the hand in {top['hand']:.0%}, where the commonest hand "
+    f"has {chance['hand']:.0%}. {top['background']:.0%} of the ground's variance is tied to the answer. To {first_layer} it is the other way round: the "
+    f"ground is fixed to {bottom['background']:.0%}, the concept seen in {bottom['concept']:.0%}."
+)
+
+# %%
 fig, ax = figure(height=3.2)
 for k, field in enumerate(ASKED):
     top_value = ceilings[field] if field in ("concept", "hand") else 1.0
@@ -841,13 +850,23 @@ train_latents = DiagonalGaussian(study.known["train"].column("moments", study.pr
 of_latent = probe(study, train_latents, study.latents)
 table(
     [
-        ["$\\bar z$", *(of_latent[field] for field in ASKED)],
-        *([f"z, {name}", *(read[name][field] for field in ASKED)] for name in chosen),
-        *([f"v, {name}", *(of_v[name][field] for field in ASKED)] for name in chosen),
-        ["chance", chance["concept"], chance["hand"], *([0.0] * len(GROUPS))],
+        [what, *(f"{values[field]:.2f}" for field in ASKED)]
+        for what, values in (
+            ("$\\bar z$", of_latent),
+            *((f"z, {name}", read[name]) for name in chosen),
+            *((f"v, {name}", of_v[name]) for name in chosen),
+            ("chance", chance | dict.fromkeys(GROUPS, 0.0)),
+        )
     ],
     header=["read from", *ASKED],
-    digits=2,
+)
+
+# %%
+say(
+    f"What leaves $z$ turns up in $v$. Of the ground a probe reads {read[first_layer]['background']:.2f} from {first_layer} and "
+    f"{of_v[first_layer]['background']:.2f} from its $v$; at the {last} it is {read[last]['background']:.2f} and **{of_v[last]['background']:.2f}**. "
+    f"The concept stays on the other side: {read[last]['concept']:.0%} from the {last}, {of_v[last]['concept']:.0%} from its $v$, by chance "
+    f"{chance['concept']:.0%}."
 )
 
 # %% [markdown]
@@ -936,6 +955,14 @@ table(
     header=["z of layer", "under", "judge sees what it was", "judge sees what the namer now says"],
     digits=2,
 )
+if fooled.any():
+    kept = {(name, how): seen_as(pictures, truth) for (name, how), pictures in through.items()}
+    most = max(seen_as(pictures, wrong_class) for (_, how), pictures in through.items() if how == "attack")
+    say(
+        f"What it was is seen through {first_layer} in {kept[first_layer, 'noise']:.0%} of the pictures after noise and in "
+        f"{kept[first_layer, 'attack']:.0%} after the attack, through the {last} in {kept[last, 'noise']:.0%} and **{kept[last, 'attack']:.0%}**. What the "
+        f"namer now says is seen in {most:.0%} at most."
+    )
 
 # %%
 first = torch.arange(len(measured_rows))[fooled][:8] if fooled.any() else torch.arange(8)
