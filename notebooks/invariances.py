@@ -261,11 +261,12 @@ def open_study(
     n_views: int,
     runtime: Runtime,
     n_concepts: int | None = None,
+    skipped: int = 0,
 ) -> Study:
     """Return the study of a network; what the experts say of the drawings is cached.
 
     ``n_views`` of every drawing to train on, at most TEST_VIEWS others to test. ``n_concepts`` of the namer's are studied,
-    evenly spread, all if None.
+    evenly spread, all if None. ``skipped`` views lie between those of training and of test.
     """
 
     def describe(images: Tensor) -> dict[str, Tensor]:
@@ -279,7 +280,9 @@ def open_study(
     columns, device = ["moments", *LAYERS[:-1]], runtime.device
     known = {
         "train": Outputs(part, columns, describe, nets, n_views, device),
-        "test": Outputs(part, columns, describe, nets, min(n_views, TEST_VIEWS), device, first_view=n_views),
+        "test": Outputs(
+            part, columns, describe, nets, min(n_views, TEST_VIEWS), device, first_view=n_views + skipped
+        ),
     }
     return Study(namer, autoencoder, judge, known, runtime)
 

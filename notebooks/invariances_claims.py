@@ -126,6 +126,9 @@ ARMS = {
     "logits-at-5": Arm("logits", taught=0.05),
     "logits-at-25": Arm("logits", taught=0.25),
 }
+SKIPPED = (
+    story.TEST_VIEWS
+)  # views of every drawing that the story and the trials of the recipe were judged on
 N_MEASURED = 512  # test views
 N_DRAWN = 4  # pictures of each
 N_REAL = 1024  # drawings that samples are held against
@@ -315,7 +318,7 @@ def lay_out(
 ) -> Bench:
     """Return the bench; what the experts say of the drawings is computed once."""
     namer, autoencoder, judge = load_experts(page.weights, runtime, "experts_brief")
-    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts)
+    study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime, n_concepts, SKIPPED)
     eye = runtime.prepare(efficientnet_lite0(not small))
 
     def features(pictures: Tensor) -> Tensor:
@@ -475,7 +478,14 @@ def study_of(bench: Bench, part: float) -> Any:
         else:
             net = taught(part, data.image_size, runtime, bench.root)
         bench.studies[part] = story.open_study(
-            net, own.autoencoder, own.judge, data.image_size, data.n_views, runtime, len(own.concepts)
+            net,
+            own.autoencoder,
+            own.judge,
+            data.image_size,
+            data.n_views,
+            runtime,
+            len(own.concepts),
+            SKIPPED,
         )
     return bench.studies[part]
 
