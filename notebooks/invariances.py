@@ -51,7 +51,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,16 +70,7 @@ from cvlib.nn.flow import AffineCoupling, LinearGuess
 from cvlib.nn.vae import DiagonalGaussian, VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import explorer, figure, look, picture, say, show, table
-from cvlib.train import (
-    RunResult,
-    Runtime,
-    fit,
-    load_weights_file,
-    run_folder,
-    seed_everything,
-    warmup_linear,
-    weights_metadata,
-)
+from cvlib.train import RunResult, Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
 seed = 0
@@ -100,7 +90,6 @@ device = "auto"
 precision = "auto"
 run_dir = "runs/invariances"
 pretrained = True  # the experts are those of the book; there are no others
-record = False  # True writes the flow of the last layer to book/results/weights
 
 # %%
 page = begin("invariances", globals())
@@ -634,33 +623,6 @@ show(
 )
 
 # %% [markdown]
-# The report run leaves the flow of the last layer to the book. Where this page trains for less, and studies the same drawings, that flow takes the place of
-# the one above.
-
-
-# %%
-def load_layer(path: Path, study: Study) -> LayerFlow:
-    """Return the flow of a layer whose weights, scale and sizes lie in a .safetensors file."""
-    known = weights_metadata(path)["model"]
-    shape = study.z("train", known["layer"], torch.arange(1)).shape[1:]
-    flow = build_flow(study.latents.shape[1], tuple(shape), *known["flow"])
-    load_weights_file(path, flow)
-    return LayerFlow(study, known["layer"], study.runtime.prepare(flow).eval(), known["mean"], known["std"])
-
-
-committed = page.weights("invariances_flow")
-if pretrained and not page.record and committed.is_file():
-    known = weights_metadata(committed)["model"]
-    is_same = known["drawings"] == study.known["train"].data.hash and known["layer"] in flows
-    if is_same and known["steps"] > steps:
-        own = flows[known["layer"]].nll()
-        flows[known["layer"]] = load_layer(committed, study)
-        say(
-            f"Loaded: the flow of the {known['layer']}, trained for {known['steps']:,} steps. Its test NLL is "
-            f"**{flows[known['layer']].nll():.2f}** nats per dimension, that of the flow trained here {own:.2f}."
-        )
-
-# %% [markdown]
 # ## Seeing what a layer does not see
 #
 # Now keep the representation of a drawing, draw $v \sim \mathcal N(0, I)$, and paint $D(t^{-1}(v\,|\,z))$. All these
@@ -1047,31 +1009,6 @@ if page.live:
 #
 # The same flow between *two* networks translates from one to the other ({cite}`rombach2020network`), and between domains. Diffusion models conditioned on
 # features of a network took the place of the flow for looking inside, with sharper pictures and no $v$ that could be held fixed.
-
-# %%
-if page.record:
-    layer, run = flows[last], runs[last]
-    page.keep_weights(
-        "invariances_flow",
-        layer.flow,
-        {
-            "kind": "flow",
-            "command": "make report CHAPTER=invariances",
-            "licence": "CC BY-SA 4.0",
-            "data": f"latents of emoji, {study.known['train'].hash}",
-            "commit": run.result["commit"],
-            "model": {
-                "layer": last,
-                "mean": layer.mean,
-                "std": layer.std,
-                "flow": [n_blocks, width, depth],
-                "steps": steps,
-                "drawings": study.known["train"].data.hash,
-            },
-        },
-        scores={"test NLL, nats per dimension": run.history[-1]["eval/nll"], **found[last]},
-        limits="Knows the latents and the namer of this book alone. No use beyond this book is intended.",
-    )
 
 # %%
 page.finish(runtime)

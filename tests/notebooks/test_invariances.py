@@ -14,7 +14,6 @@ from sklearn.metrics import accuracy_score, r2_score
 from cvlib.data.base import derived_generator
 from cvlib.data.factors import factor_targets
 from cvlib.nn.vae import DiagonalGaussian
-from cvlib.train import save_weights
 from tests import tiny_study
 from tests.tiny_study import CLASSES, DIM, HANDS, gen, images
 
@@ -355,20 +354,6 @@ def test_maps_with_too_many_entries_are_not_guessed(page):
     large = page.build_flow(4, (2, 65, 64), n_blocks=1, width=8, depth=1, dim_h=3)
     assert large.guess is None and page.rate_groups(large, 1.0)[1]["params"] == []
     assert page.build_flow(4, (2, 64, 64), n_blocks=1, width=8, depth=1, dim_h=3).guess is not None
-
-
-@torch.no_grad()
-def test_a_flow_out_of_a_file_is_the_one_in_it(page, study, tmp_path):
-    layer = tiny_study.random_layer(page, study, "softmax")
-    flow = page.build_flow(DIM, (CLASSES,), n_blocks=2, width=16, depth=1)
-    flow.train()(study.latents[:20], torch.randn(20, CLASSES, generator=gen()))
-    note = {"layer": "softmax", "mean": layer.mean, "std": layer.std, "flow": [2, 16, 1]}
-    save_weights(tmp_path / "flow.safetensors", flow, metadata={"model": note})
-    found = page.load_layer(tmp_path / "flow.safetensors", study)
-    theirs = page.LayerFlow(study, "softmax", flow.eval(), layer.mean, layer.std)
-    assert found.nll() == pytest.approx(theirs.nll(), abs=1e-6) and found.name == "softmax"
-    rows = torch.arange(5)
-    torch.testing.assert_close(found.invariances("test", rows), theirs.invariances("test", rows))
 
 
 def test_a_trained_flow_is_judged_at_its_end_and_recognised(page, study, tmp_path):
