@@ -418,7 +418,7 @@ class Objective:
     noise: float = 1.0
     reconstruction: float = 8.0
     smooth: float = 1e-3
-    categorical: float = 40.0
+    categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 120.0)
     concentration: float = 60.0
     mumford_shah: float = 1e-5
