@@ -13,7 +13,7 @@
 # %% [markdown]
 # # What a network ignores: the evidence
 #
-# {doc}`invariances` and {doc}`invariances_factors` tell the story; this page keeps the books. The rules were written down and committed before the first recorded
+# {doc}`invariances` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
 # run. Every number comes from one file a run in `book/results/runs/invariances`, with its seed, device, time and commit.
 #
 # Two claims must show. **I1**: *deeper layers ignore more of the hand while the concept stays*. **I5**: *at the last layer, pictures from the
@@ -561,10 +561,9 @@ def run_arm(
         pairs = {
             factor: exchange.pairs_of(study, factor, n_pairs, "train", seed) for factor in exchange.SHARED
         }
-        dim = study.latents.shape[1]
-        sizes = [dim - 60, *[10] * 6] if bench.small else story.factor_sizes(list(pairs.values()))
-        semantic, run = exchange.train_semantic(study, pairs, sizes, recipe, seed, root)
-        return ({} if stop else judge_semantic(bench, semantic, sizes, seed)), run
+        start = exchange.linear_factors(pairs, -1.0 if bench.small else exchange.FLOOR)
+        semantic, run = exchange.train_semantic(study, pairs, start, recipe, seed, root)
+        return ({} if stop else judge_semantic(bench, semantic, start.sizes, seed)), run
     if arm.kind == "flow":
         layer, run = story.train_flow(study, arm.layer, recipe, seed, root)
         return ({} if stop else judge_flow(bench, layer, seed)), run

@@ -43,7 +43,7 @@ from cvlib.data.base import derived_generator
 from cvlib.data.factors import factor_targets
 from cvlib.nn import SemanticFlow
 from cvlib.nn.experts import Judgement, load_experts
-from cvlib.nn.flow import factor_sizes
+from cvlib.nn.flow import LinearFactors
 from cvlib.nn.vae import DiagonalGaussian
 from cvlib.notebooks import invariances as story
 from cvlib.pages import begin
@@ -59,7 +59,7 @@ n_blocks = 12  # paper: 12
 width = 128  # paper: 512
 depth = 2  # paper: 2
 learning_rate = 1e-3
-n_pairs = 256  # for each factor
+n_pairs = 1024  # for each factor
 n_views = 1  # of every drawing for the probe, cached
 n_concepts = 100  # that are studied, evenly spread over the namer's 877
 data = "emoji"
@@ -138,11 +138,24 @@ def pairs_of(study: Any, factor: str, n: int, split: str, seed: int) -> tuple[Te
 
 
 pairs = {factor: pairs_of(study, factor, n_pairs, "train", seed) for factor in SHARED}
-sizes = (
-    factor_sizes([pairs[factor] for factor in SHARED])
-    if not page.smoke
-    else [study.latents.shape[1] - 60, *[10] * 6]
-)
+
+# %% [markdown]
+# How many features does a factor need? The paper's code shares them out by how much alike pairs agree in all, and gives the size of a drawing, one number, as
+# many as its ground, three. But pairs can tell more. Whiten the latents; then the directions in which pairs of a factor agree are the leading eigenvectors
+# of their cross-covariance. Half of the pairs choose the directions, the other half say how much they correlate. Those that correlate by more than a floor are counted
+# and turned into the blocks of a **linear** $e$. The flow begins there, and goes on to what no line can do.
+
+# %%
+FLOOR = 0.25  # the least correlation of a direction that a factor gets
+
+
+def linear_factors(pairs: dict[str, tuple[Tensor, Tensor]], floor: float = FLOOR) -> LinearFactors:
+    """Return the linear factors of pairs, which say how large the blocks are and where the flow begins."""
+    return LinearFactors(list(pairs.values()), floor)
+
+
+start = linear_factors(pairs, -1.0 if page.smoke else FLOOR)
+sizes = start.sizes
 table(
     [["what is left", sizes[0]], *([factor, size] for factor, size in zip(SHARED, sizes[1:], strict=True))],
     header=["factor", "features of e"],
@@ -170,15 +183,16 @@ class PairBatches:
 def train_semantic(
     study: Any,
     pairs: dict[str, tuple[Tensor, Tensor]],
-    sizes: list[int],
+    start: LinearFactors,
     recipe: Any,
     seed: int,
     root: str,
 ) -> tuple[SemanticFlow, RunResult]:
-    """Return e and its run, trained on pairs that share a factor each; a finished run is recognised."""
+    """Return e and its run, from its linear start on pairs that share a factor each; a finished run is recognised."""
     seed_everything(seed)
     runtime = study.runtime
-    flow = SemanticFlow(sizes, width=recipe.width, n_blocks=recipe.n_blocks, depth=recipe.depth)
+    sizes = start.sizes
+    flow = SemanticFlow(sizes, width=recipe.width, n_blocks=recipe.n_blocks, start=start, depth=recipe.depth)
     flow = runtime.prepare(flow)
     optimizer = torch.optim.Adam(flow.parameters(), lr=recipe.learning_rate, betas=(0.5, 0.9))
 
@@ -209,7 +223,7 @@ def train_semantic(
 
 
 recipe = story.Recipe(steps, batch_size, n_blocks, width, depth, learning_rate)
-semantic, _ = train_semantic(study, pairs, sizes, recipe, seed, run_dir)
+semantic, _ = train_semantic(study, pairs, start, recipe, seed, run_dir)
 
 # %% [markdown]
 # Do other alike pairs agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
@@ -324,7 +338,8 @@ table(
 # |---|---|---|---|
 # | e | 12 blocks, width 512, d = 128 | the same | 12 blocks, narrower, d = 128 |
 # | pairs | alike in an attribute of faces | ρ = 0.975 | alike in a factor of the renderer, ρ = 0.9 |
-# | sizes of the blocks | by how much alike pairs agree | softmax of the agreement over factors | the same |
+# | sizes of the blocks | by how much alike pairs agree | softmax of the agreement over factors | directions in which alike pairs agree, counted |
+# | start | random | the same | at these directions, a linear e |
 # | edits | FID of edited faces, against StarGAN | | a judge on known factors, against a linear probe |
 #
 # ## Exercises

@@ -157,15 +157,17 @@ def test_a_semantic_flow_learns_from_pairs_what_they_share(page, ledger, tmp_pat
         a, b = torch.randn(2, 400, 6, generator=chance)
         b[:, 2 * k : 2 * k + 2] = a[:, 2 * k : 2 * k + 2]
         pairs[name] = (a, b)
+    start = page.linear_factors(pairs)
+    assert start.sizes == [2, 2, 2]
     recipe = page.story.Recipe(steps=150, batch_size=64, n_blocks=4, width=16, depth=1, learning_rate=1e-2)
-    flow, run = page.train_semantic(ledger, pairs, [2, 2, 2], recipe, 0, str(tmp_path))
+    flow, run = page.train_semantic(ledger, pairs, start, recipe, 0, str(tmp_path))
     with torch.no_grad():
         for number, (a, b) in enumerate(pairs.values(), start=1):
             (e_a, _), (e_b, _) = flow(a), flow(b)
             for k in range(3):
                 found = np.corrcoef(e_a[k].flatten(), e_b[k].flatten())[0, 1]
                 assert found > 0.8 if k == number else abs(found) < 0.3
-    again, second = page.train_semantic(ledger, pairs, [2, 2, 2], recipe, 0, str(tmp_path))
+    again, second = page.train_semantic(ledger, pairs, start, recipe, 0, str(tmp_path))
     assert second.folder == run.folder
     x = pairs["first"][0]
     torch.testing.assert_close(again(x)[1], flow(x)[1])

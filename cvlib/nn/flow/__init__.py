@@ -9,7 +9,7 @@ from cvlib.nn.flow.convert import convert_flow, load_flow
 from cvlib.nn.flow.coupling import AffineCoupling, TwinNets
 from cvlib.nn.flow.flow import ConditionalFlow, FlowBlock, Projection
 from cvlib.nn.flow.guess import LinearGuess
-from cvlib.nn.flow.semantic import SemanticFlow, factor_sizes, pair_loss
+from cvlib.nn.flow.semantic import LinearFactors, SemanticFlow, factor_sizes, pair_loss
 from cvlib.nn.flow.shuffle import Shuffle
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "FlowBlock",
     "InvertibleLeakyReLU",
     "LabelEmbedder",
+    "LinearFactors",
     "LinearGuess",
     "MapEmbedder",
     "Projection",

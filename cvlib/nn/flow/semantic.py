@@ -15,13 +15,71 @@ from torch import Tensor, nn
 from cvlib.errors import BookError
 from cvlib.nn.flow.flow import ConditionalFlow
 
-__all__ = ["SemanticFlow", "factor_sizes", "pair_loss"]
+__all__ = ["LinearFactors", "SemanticFlow", "factor_sizes", "pair_loss"]
+
+
+class LinearFactors(nn.Module):
+    """The best linear e: x (B, dim) whitened and turned so that a factor's block holds what its pairs share.
+
+    ``pairs[F] = (x_a, x_b)``, (N_F, dim) each, are alike in factor F and drawn apart in all else. In whitened
+    latents the directions that pairs of F agree on are the leading eigenvectors of their cross-covariance
+    (discriminant analysis: Fukunaga 1990, Ch. 10). Every other pair chooses them, the rest say how much they
+    correlate. A direction goes to the factor where that is highest, unless most of it is taken already.
+    ``floor`` is the least correlation that counts, ``most`` the most directions of a factor; ``sizes`` is
+    what came of it, e_0 first.
+    Raises: BookError if a factor is left without a direction.
+    """
+
+    matrix: Tensor
+    centre: Tensor
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], floor: float = 0.5, most: int = 16) -> None:
+        super().__init__()
+        everyone = torch.cat([end.double() for pair in pairs for end in pair])
+        centre, dim = everyone.mean(0), everyone.shape[1]
+        variance, axes = torch.linalg.eigh((everyone - centre).T.cov())
+        white = axes @ torch.diag(variance.clamp_min(1e-8).rsqrt()) @ axes.T
+        found = []
+        for number, pair in enumerate(pairs):
+            a, b = ((end.double() - centre) @ white for end in pair)
+            directions = torch.linalg.eigh(a[::2].T @ b[::2] + b[::2].T @ a[::2])[1][:, -most:]
+            shared = ((a[1::2] @ directions) * (b[1::2] @ directions)).mean(
+                0
+            )  # pairs that did not choose them
+            found += [(agreed, number, directions[:, k]) for k, agreed in enumerate(shared.tolist())]
+        taken = torch.zeros(0, dim, dtype=torch.float64)
+        owners: list[int] = []
+        for shared_by, number, direction in sorted(found, key=lambda one: -one[0]):
+            rest = direction - taken.T @ (taken @ direction)
+            if shared_by > floor and rest.norm() > 0.7 and len(owners) < dim - 1:
+                taken, owners = torch.cat([taken, rest[None] / rest.norm()]), [*owners, number]
+        counts = [owners.count(number) for number in range(len(pairs))]
+        if min(counts) < 1:
+            seen = f"no direction that pairs of factor {counts.index(0) + 1} agree on by more than {floor:g}"
+            raise BookError(seen, "one for each factor", "give more pairs, or a lower floor")
+        others = torch.linalg.svd(taken)[2][len(taken) :]
+        order = sorted(range(len(owners)), key=lambda k: owners[k])
+        matrix = (torch.cat([others, taken[order]]) @ white).float()
+        self.sizes = [dim - len(owners), *counts]
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("centre", centre.float())
+        self.logdet = torch.linalg.slogdet(matrix.double()).logabsdet.item()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return e (B, dim) and log|det de/dx| (B,)."""
+        return (x - self.centre) @ self.matrix.T, x.new_full((len(x),), self.logdet)
+
+    def inverse(self, e: Tensor) -> Tensor:
+        """Return x with ``forward(x)[0] == e``."""
+        return torch.linalg.solve(self.matrix, e.T).T + self.centre
 
 
 class SemanticFlow(nn.Module):
     """e(x) = (e_0, ..., e_K): factors of the given ``sizes``, e_0 the residual; ``options`` as for the flow.
 
-    Sizes are explicit: cutting 10 features into 6 equal pieces silently gives 5.
+    Sizes are explicit: cutting 10 features into 6 equal pieces silently gives 5. With ``start``
+    (:class:`LinearFactors`, of the same sizes) the flow goes on from its factors: it comes first, and what
+    leaves the blocks is put back in the order in which it entered them, which their shuffles would lose.
     Raises: BookError if a size is not positive or the factors do not match it.
 
     >>> flow = SemanticFlow((2, 1, 3), width=16, n_blocks=2)
@@ -30,17 +88,34 @@ class SemanticFlow(nn.Module):
     ([(8, 2), (8, 1), (8, 3)], (8, 6))
     """
 
-    def __init__(self, sizes: Sequence[int], width: int = 512, n_blocks: int = 12, **options: Any) -> None:
+    places: Tensor
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        width: int = 512,
+        n_blocks: int = 12,
+        start: LinearFactors | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if min(sizes) < 1:
             raise BookError(f"factors of sizes {tuple(sizes)}", "at least 1 feature each")
-        self.sizes = list(sizes)
+        if start is not None and start.sizes != list(sizes):
+            raise BookError(f"a start with factors of sizes {start.sizes}", f"{list(sizes)}")
+        self.sizes, self.start = list(sizes), start
         self.flow = ConditionalFlow(sum(sizes), width, n_blocks=n_blocks, **options)
         self.config = {**self.flow.config, "sizes": self.sizes}
+        self.register_buffer("places", torch.arange(sum(sizes)) if start is None else _places(self.flow))
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the factors, (B, size) each, of x (B, sum of sizes), and log|det de/dx| (B,)."""
-        e, logdet = self.flow(x)
+        if self.start is None:
+            e, logdet = self.flow(x)
+        else:
+            first, own = self.start(x.flatten(1))
+            e, logdet = self.flow(first)
+            e, logdet = e[:, self.places.argsort()], logdet + own
         return e.flatten(1).split(self.sizes, dim=1), logdet
 
     def inverse(self, factors: Sequence[Tensor]) -> Tensor:
@@ -48,13 +123,27 @@ class SemanticFlow(nn.Module):
         seen = [e.shape[1] for e in factors]
         if seen != self.sizes:
             raise BookError(f"factors of sizes {seen}", f"{self.sizes}")
-        return self.flow.inverse(torch.cat(list(factors), dim=1))
+        e = torch.cat(list(factors), dim=1)
+        return (
+            self.flow.inverse(e)
+            if self.start is None
+            else self.start.inverse(self.flow.inverse(e[:, self.places]))
+        )
 
     def pair_loss(self, x_a: Tensor, x_b: Tensor, shared: Tensor, sigma_ab: float = 0.975) -> Tensor:
         """Return the loss (B,) of pairs that share concepts; see :func:`pair_loss`."""
         e, logdet = self(torch.cat([x_a, x_b]))
         e_a, e_b = ([f[rows] for f in e] for rows in (slice(len(x_a)), slice(len(x_a), None)))
         return pair_loss(e_a, e_b, shared, sigma_ab) - logdet[: len(x_a)] - logdet[len(x_a) :]
+
+
+def _places(flow: ConditionalFlow) -> Tensor:
+    """Return where each output (dim,) of a flow came in, by its shuffles and the halves that change sides."""
+    x = torch.arange(flow.dim)[None]
+    for block in flow.blocks:
+        a, b = x.split(block.coupling.sizes, dim=1)  # type: ignore[union-attr]  # a FlowBlock's
+        x = block.shuffle(torch.cat((b, a), dim=1))  # type: ignore[operator]
+    return x[0]
 
 
 def pair_loss(

@@ -6,7 +6,7 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LinearRegression
 
 from cvlib.errors import BookError
-from cvlib.nn.flow import SemanticFlow, factor_sizes, pair_loss
+from cvlib.nn.flow import LinearFactors, SemanticFlow, factor_sizes, pair_loss
 
 SIZES = (2, 1, 3)
 
@@ -110,3 +110,57 @@ def test_mistakes_are_refused():
     flow = SemanticFlow(SIZES, width=8, n_blocks=1)
     with pytest.raises(BookError, match=r"\[2, 3, 1\]; wanted \[2, 1, 3\]"):
         flow.inverse([torch.randn(4, s) for s in (2, 3, 1)])
+
+
+def mixed_pairs(n=4000):
+    """Eight numbers behind an invertible matrix; pairs share numbers 0 and 1, or number 5."""
+    chance = torch.Generator().manual_seed(3)
+    mixing = torch.randn(8, 8, generator=chance).double()
+
+    def pair(shared):
+        a, b = torch.randn(2, n, 8, generator=chance).double()
+        b[:, shared] = a[:, shared]
+        return a @ mixing.T, b @ mixing.T
+
+    return mixing, [pair([0, 1]), pair([5])]
+
+
+def test_linear_factors_are_the_numbers_that_pairs_share():
+    mixing, pairs = mixed_pairs()
+    start = LinearFactors(pairs).double()
+    assert start.sizes == [5, 2, 1]
+    hidden = torch.randn(3000, 8).double()
+    e, logdet = start(hidden @ mixing.T)
+    for block, known in ((e[:, 5:7], hidden[:, :2]), (e[:, 7:], hidden[:, 5:6])):
+        assert LinearRegression().fit(known, block).score(known, block) > 0.98
+        others = hidden[:, [2, 3, 4, 6, 7]]
+        assert LinearRegression().fit(others, block).score(others, block) < 0.02
+    torch.testing.assert_close(e.T.cov(), torch.eye(8).double(), atol=0.12, rtol=0)
+    jacobian = torch.autograd.functional.jacobian(lambda x: start(x[None])[0][0], hidden[0])
+    torch.testing.assert_close(jacobian.slogdet().logabsdet, logdet[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(start.inverse(e), hidden @ mixing.T, atol=1e-10, rtol=0)
+
+
+def test_a_factor_that_no_direction_belongs_to_is_told():
+    _, pairs = mixed_pairs(400)
+    strangers = tuple(torch.randn(2, 400, 8).double())
+    with pytest.raises(BookError, match=r"no direction that pairs of factor 3 agree on by more than 0\.5"):
+        LinearFactors([*pairs, strangers])
+
+
+def test_a_flow_begins_where_its_start_ends(logdet_of):
+    """Random couplings are near the identity: blocks come out where they came in. And back; one Jacobian."""
+    mixing, pairs = mixed_pairs()
+    start = LinearFactors(pairs).double()
+    flow = SemanticFlow(start.sizes, width=16, n_blocks=5, start=start).double()
+    x = torch.randn(500, 8).double() @ mixing.T
+    with torch.no_grad():
+        (_, first, second), logdet = flow(x)
+        linear = start(x)[0]
+    for seen, known in ((first, linear[:, 5:7]), (second, linear[:, 7:])):
+        assert LinearRegression().fit(known, seen).score(known, seen) > 0.8
+    torch.testing.assert_close(flow.inverse(flow(x)[0]), x, atol=1e-9, rtol=0)
+    wanted = logdet_of(lambda some: torch.cat(flow(some)[0], 1), x[:5])
+    torch.testing.assert_close(logdet[:5], wanted.detach(), atol=1e-6, rtol=0)
+    with pytest.raises(BookError, match="a start with factors of sizes"):
+        SemanticFlow([4, 3, 1], width=8, n_blocks=1, start=start)
