@@ -34,7 +34,7 @@
 # | I6 | Pictures from the last layers are as good as those from the first; a regression's are not | below, against the mean |
 # | I7 | As a network learns, its answer keeps more of the concept and less of the ground | {doc}`invariances_claims` |
 # | I8 | An attack takes effect late in the network | below, against noise |
-# | I9 | A second flow makes factors of the latent that can be exchanged one by one | a page in preparation |
+# | I9 | A second flow makes factors of the latent that can be exchanged one by one | {doc}`invariances_factors` |
 #
 # The numbers are those of {doc}`invariances_claims`, which asks all of them over several seeds, and more.
 #

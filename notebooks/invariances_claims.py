@@ -13,7 +13,7 @@
 # %% [markdown]
 # # What a network ignores: the evidence
 #
-# {doc}`invariances` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
+# {doc}`invariances` and {doc}`invariances_factors` tell the story; this page keeps the books. The rules were written down and committed before the first recorded
 # run. Every number comes from one file a run in `book/results/runs/invariances`, with its seed, device, time and commit.
 #
 # Two claims must show. **I1**: *deeper layers ignore more of the hand while the concept stays*. **I5**: *at the last layer, pictures from the

@@ -25,7 +25,7 @@
 # | scale | command | what it needs |
 # |---|---|---|
 # | quick | `papermill notebooks/invariances_factors.ipynb out.ipynb` | 2 minutes on 2 CPU cores |
-# | report | `papermill notebooks/invariances_factors.ipynb out.ipynb -f notebooks/params/invariances_factors.report.yaml` | half an hour of one CPU core, minutes on a GPU |
+# | report | `papermill notebooks/invariances_factors.ipynb out.ipynb -f notebooks/params/invariances_factors.report.yaml` | ten minutes of one CPU core |
 #
 # Reading time: 8 minutes.
 
@@ -58,7 +58,7 @@ image_size = 64  # paper: 128
 n_blocks = 12  # paper: 12
 width = 128  # paper: 512
 depth = 2  # paper: 2
-learning_rate = 1e-3
+learning_rate = 3e-4
 n_pairs = 1024  # for each factor
 n_views = 1  # of every drawing for the probe, cached
 n_concepts = 100  # that are studied, evenly spread over the namer's 877
