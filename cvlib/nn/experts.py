@@ -153,9 +153,8 @@ def load_experts(
     numbers and a decoder that knows the drawings of a hundred concepts.
     Raises: as :func:`load_autoencoder`.
     """
-    nets = (
-        load_namer(weights("experts_namer")),
-        load_autoencoder(weights(autoencoder)),
-        load_judge(weights("experts_judge")),
+    return Experts(
+        runtime.prepare(load_namer(weights("experts_namer"))),
+        runtime.prepare(load_autoencoder(weights(autoencoder))),
+        runtime.prepare(load_judge(weights("experts_judge"))),
     )
-    return Experts(*(runtime.prepare(net) for net in nets))

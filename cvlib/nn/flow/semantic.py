@@ -43,13 +43,12 @@ class LinearFactors(nn.Module):
         for number, pair in enumerate(pairs):
             a, b = ((end.double() - centre) @ white for end in pair)
             directions = torch.linalg.eigh(a[::2].T @ b[::2] + b[::2].T @ a[::2])[1][:, -most:]
-            shared = ((a[1::2] @ directions) * (b[1::2] @ directions)).mean(
-                0
-            )  # pairs that did not choose them
+            one, other = a[1::2] @ directions, b[1::2] @ directions  # of pairs that did not choose them
+            shared = (one * other).mean(0)
             found += [(agreed, number, directions[:, k]) for k, agreed in enumerate(shared.tolist())]
         taken = torch.zeros(0, dim, dtype=torch.float64)
         owners: list[int] = []
-        for shared_by, number, direction in sorted(found, key=lambda one: -one[0]):
+        for shared_by, number, direction in sorted(found, key=lambda entry: -entry[0]):
             rest = direction - taken.T @ (taken @ direction)
             if shared_by > floor and rest.norm() > 0.7 and len(owners) < dim - 1:
                 taken, owners = torch.cat([taken, rest[None] / rest.norm()]), [*owners, number]
