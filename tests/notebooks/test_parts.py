@@ -333,7 +333,8 @@ def test_settings_are_those_that_were_asked_for(page):
 
 def test_the_papers_settings_keep_its_weights_and_paces(page):
     config, aim, recipe = page.settings("paper", **ASKED | {"image_size": 128, "reconstruction": "vgg19"})
-    assert config == page.paper_config(5, 128) and recipe == page.Recipe(7, 3, 0.5, critic_pace=1.0)
+    assert config == replace(page.paper_config(5, 128), covariance=ASKED["covariance"])
+    assert recipe == page.Recipe(7, 3, 0.5, critic_pace=1.0)
     assert aim == replace(page.paper_objective(), mi_target=0.3, mi_slack=0.2) and aim.reconstruction == 1
     small = page.settings("small", **ASKED | {"reconstruction": "vgg19"})[1]
     assert small.reconstruction == 1 < page.Objective.reconstruction  # five layers add up
