@@ -161,9 +161,10 @@ def _has_cuda() -> bool:
 
 
 def chapter_pages(chapter: str, folder: str | Path = "notebooks") -> list[str]:
-    """Return the names of a chapter's pages, story first. Raises: BookError if it has none."""
+    """Return the names of a chapter's pages, story first, evidence last. Raises: BookError if it has none."""
     _source(chapter, Path(folder))
-    return [name for name in (chapter, f"{chapter}_claims") if (Path(folder) / f"{name}.ipynb").is_file()]
+    more = sorted(path.stem for path in Path(folder).glob(f"{chapter}_*.ipynb"))
+    return [chapter, *sorted(more, key=lambda name: name == f"{chapter}_claims")]
 
 
 def fold_progress(text: str) -> str:

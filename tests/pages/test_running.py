@@ -10,7 +10,7 @@ import pytest
 
 from cvlib.errors import BookError
 from cvlib.pages import report, run_page
-from cvlib.pages.running import fold_progress, launch
+from cvlib.pages.running import chapter_pages, fold_progress, launch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -86,6 +86,15 @@ def test_report_refreshes_the_copy_without_traces_of_the_machine(tmp_path, monke
     with pytest.raises(BookError, match="AssertionError"):
         report("tiny")
     assert copy.read_bytes() == before, "a failed report leaves the copy of before"
+
+
+def test_a_chapter_is_its_story_its_other_pages_and_its_evidence(tmp_path):
+    for name in ("far", "tiny_claims", "tiny", "tiny_zoom", "tiny_close", "tinyest"):
+        (tmp_path / f"{name}.ipynb").touch()
+    assert chapter_pages("tiny", tmp_path) == ["tiny", "tiny_close", "tiny_zoom", "tiny_claims"]
+    assert chapter_pages("far", tmp_path) == ["far"]
+    with pytest.raises(BookError, match="near"):
+        chapter_pages("near", tmp_path)
 
 
 def test_progress_is_folded_run_by_run_and_nothing_else_is_lost():
