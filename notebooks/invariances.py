@@ -820,7 +820,7 @@ table(
     [
         [what, *(f"{values[field]:.2f}" for field in ASKED)]
         for what, values in (
-            ("$\\bar z$", of_latent),
+            ("z̄", of_latent),
             *((f"z, {name}", read[name]) for name in chosen),
             *((f"v, {name}", of_v[name]) for name in chosen),
             ("chance", chance | dict.fromkeys(GROUPS, 0.0)),

@@ -47,7 +47,7 @@ from cvlib.nn.flow import LinearFactors
 from cvlib.nn.vae import DiagonalGaussian
 from cvlib.notebooks import invariances as story
 from cvlib.pages import begin
-from cvlib.show import picture, table
+from cvlib.show import picture, say, table
 from cvlib.train import RunResult, Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
@@ -188,7 +188,7 @@ def train_semantic(
     seed: int,
     root: str,
 ) -> tuple[SemanticFlow, RunResult]:
-    """Return e and its run, from its linear start on pairs that share a factor each; a finished run is recognised."""
+    """Return e, trained from its linear start on pairs that share a factor each, and its run."""
     seed_everything(seed)
     runtime = study.runtime
     sizes = start.sizes
@@ -241,9 +241,8 @@ with torch.no_grad():
             row.append((a * b).mean().div((a.square().mean() * b.square().mean()).sqrt()).item())
         agreement.append(row)
 table(
-    [[factor, *row] for factor, row in zip(SHARED, agreement, strict=True)],
-    header=["pairs share", "$e_0$", *SHARED],
-    digits=2,
+    [[factor, *(f"{value:.2f}" for value in row)] for factor, row in zip(SHARED, agreement, strict=True)],
+    header=["pairs share", "e₀", *SHARED],
 )
 
 # %% [markdown]
@@ -329,6 +328,20 @@ table(
     [[factor, *by_flow, *by_probe] for factor, (by_flow, by_probe) in edits.items()],
     header=["factor given", "arrives, flow", "others stay, flow", "arrives, probe", "others stay, probe"],
     digits=2,
+)
+
+# %%
+arrived, stayed = (
+    {who: np.mean([edits[factor][k][what] for factor in SHARED]) for k, who in enumerate(rivals)}
+    for what in (0, 1)
+)
+say(
+    f"By the flow {arrived['flow']:.0%} of what a donor gives arrives, mean over factors, and {stayed['flow']:.0%} of the others stay; by the probe "
+    f"**{arrived['probe']:.0%}** and {stayed['probe']:.0%}. Most of what can be exchanged here is linear, and a direction that is read off labels goes further than a "
+    f"block that was found without them."
+    if arrived["flow"] < arrived["probe"]
+    else f"By the flow **{arrived['flow']:.0%}** of what a donor gives arrives, mean over factors, and {stayed['flow']:.0%} of the others stay; by the "
+    f"probe {arrived['probe']:.0%} and {stayed['probe']:.0%}."
 )
 
 # %% [markdown]
