@@ -56,6 +56,6 @@ def test_a_page_is_a_module_that_is_read_once(folder):
 
 def test_a_page_or_a_name_that_does_not_exist_is_told(folder):
     with pytest.raises(ModuleNotFoundError, match=r"cvlib\.notebooks\.gone"):
-        import cvlib.notebooks.gone  # noqa: F401
+        import cvlib.notebooks.gone  # noqa: F401  # the import is the test
     with pytest.raises(ImportError, match="cannot import name 'Circle'"):
-        from cvlib.notebooks.base_page import Circle  # noqa: F401
+        from cvlib.notebooks.base_page import Circle  # noqa: F401  # likewise

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cvlib.errors import BookError
 from cvlib.nn.flow.flow import ConditionalFlow
+from cvlib.nn.precision import without_autocast
 
 __all__ = ["LinearFactors", "SemanticFlow", "factor_sizes", "pair_loss"]
 
@@ -62,15 +63,17 @@ class LinearFactors(nn.Module):
         self.sizes = [dim - len(owners), *counts]
         self.register_buffer("matrix", matrix)
         self.register_buffer("centre", centre.float())
-        self.logdet = torch.linalg.slogdet(matrix.double()).logabsdet.item()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return e (B, dim) and log|det de/dx| (B,)."""
-        return (x - self.centre) @ self.matrix.T, x.new_full((len(x),), self.logdet)
+        with without_autocast(x):
+            e = (x.to(self.matrix.dtype) - self.centre) @ self.matrix.T
+            return e, torch.linalg.slogdet(self.matrix).logabsdet.expand(len(x))
 
     def inverse(self, e: Tensor) -> Tensor:
         """Return x with ``forward(x)[0] == e``."""
-        return torch.linalg.solve(self.matrix, e.T).T + self.centre
+        with without_autocast(e):
+            return torch.linalg.solve(self.matrix, e.T.to(self.matrix.dtype)).T + self.centre
 
 
 class SemanticFlow(nn.Module):
@@ -141,7 +144,7 @@ def _places(flow: ConditionalFlow) -> Tensor:
     x = torch.arange(flow.dim)[None]
     for block in flow.blocks:
         a, b = x.split(block.coupling.sizes, dim=1)  # type: ignore[union-attr]  # a FlowBlock's
-        x = block.shuffle(torch.cat((b, a), dim=1))  # type: ignore[operator]
+        x = block.shuffle(torch.cat((b, a), dim=1))  # type: ignore[operator]  # likewise
     return x[0]
 
 

@@ -164,3 +164,15 @@ def test_a_flow_begins_where_its_start_ends(logdet_of):
     torch.testing.assert_close(logdet[:5], wanted.detach(), atol=1e-6, rtol=0)
     with pytest.raises(BookError, match="a start with factors of sizes"):
         SemanticFlow([4, 3, 1], width=8, n_blocks=1, start=start)
+
+
+def test_a_start_out_of_a_file_has_its_own_jacobian_and_keeps_its_type_under_autocast():
+    _, pairs = mixed_pairs()
+    start, other = LinearFactors(pairs), LinearFactors([tuple(3 * x for x in pair) for pair in pairs])
+    x = torch.randn(4, 8)
+    assert (start(x)[1] - other(x)[1]).abs().min() > 1
+    other.load_state_dict(start.state_dict())
+    torch.testing.assert_close(other(x), start(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(start(x), other(x), atol=0, rtol=0)
+        torch.testing.assert_close(start.inverse(start(x)[0]), x, atol=1e-4, rtol=0)
