@@ -55,7 +55,8 @@ from cvlib.data.warps import resample
 from cvlib.nn.backbones import SmallCNN, efficientnet_lite0
 from cvlib.notebooks import parts as story
 from cvlib.notebooks.parts import ENLARGED, PLACE, STAGE
-from cvlib.notebooks.parts_model import centres
+from cvlib.notebooks.parts_learning import Recipe
+from cvlib.notebooks.parts_model import centres, entropy
 from cvlib.notebooks.parts_swaps import edit_locality
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, say, show, table
@@ -112,7 +113,7 @@ class Arm:
 
 
 FREE = {"is_constrained": False}
-OFF = 1e-9  # a weight that counts for nothing; sharpness rises by a factor, so it cannot begin at 0
+OFF = 1e-9  # a weight that counts for nothing; these rise by a factor, so they cannot begin at 0
 ARMS = {
     "ours": Arm(),
     "free": Arm(changes=FREE),
@@ -124,7 +125,9 @@ ARMS = {
     "kmeans-features-gradient": Arm("gradient", clusters="features"),
     "no-pair": Arm(is_paired=False),
     "blunt": Arm(changes={"sharpness": (OFF, OFF)}),
-    "unconcentrated": Arm(changes={"concentration": 0.0}),
+    "unconcentrated": Arm(changes={"concentration": (OFF, OFF)}),
+    "early": Arm(changes={"concentration": (30.0, 30.0)}),
+    "scattered": Arm(changes={"head_start": 0.0}),
     "target-low": Arm(target=0.2),
     "target-high": Arm(target=5.0),
     "ours-photo": Arm("photo"),
@@ -404,8 +407,8 @@ def softness(story: ModuleType, model, images: Tensor, runtime: Runtime) -> dict
     h, v = [], []
     with isolated_rng(seed_from("softness")):
         for piece in images.split(64):
-            soft = model.noisy(model.decoder(model.shape(piece.to(runtime.device)).sample()))
-            h.append(story.entropy(soft).cpu())
+            soft = model.noisy(model.logits(model.shape(piece.to(runtime.device)).sample()))
+            h.append(entropy(soft).cpu())
             v.append(centres(soft)[1].mean(1).cpu())
     return {"entropy of S": float(torch.cat(h).mean()), "variance of a part": float(torch.cat(v).mean())}
 
@@ -585,7 +588,7 @@ def first_losses(bench: Bench, name: str, seed: int) -> list[float]:
 
 # %%
 config = replace(story.PartsConfig(), image_size=image_size)
-recipe = replace(story.Recipe(), steps=steps, batch_size=batch_size, n_checks=N_CHECKS)
+recipe = replace(Recipe(), steps=steps, batch_size=batch_size, n_checks=N_CHECKS)
 if page.smoke:
     config = replace(config, shape_widths=(8, 8, 8), decoder_widths=(16, 8, 8), critic_width=16)
 

@@ -15,8 +15,8 @@
 #
 # {doc}`parts` asks a network to find the parts of people, with no name and no mask. On this page its model is built piece by piece, and each
 # piece is checked against a closed form or brute force before anybody trusts it: the networks, what keeps colours out of the
-# shape code, and what a part should look like. Nothing is trained here but a critic on a toy; which loss teaches which network, and the
-# training, are on the story's page. What a trained model can do with people shows in {doc}`parts_swaps`.
+# shape code, and what a part should look like. Nothing is trained here but a critic on a toy; which loss teaches which network is told in
+# {doc}`parts_learning`. What a trained model can do with people shows in {doc}`parts_swaps`.
 #
 # | | claim of the paper {cite}`braun2020parts` | what of it is here |
 # |---|---|---|
@@ -579,7 +579,7 @@ show(
 # | patch | $\sum_p \sum_u S_p(u)\,[u \text{ outside a window around } p]$ | no part larger than a window |
 #
 # The second and the third pull against each other, and that is meant: first explore, then decide. The authors did it by
-# stopping and restarting runs with edited settings; here it is a **declared schedule**.
+# stopping and restarting runs with edited settings, and raised concentration in stairs; here it is a **declared schedule**.
 
 
 # %%
@@ -674,7 +674,73 @@ table(
 )
 
 # %% [markdown]
-# These are all the pieces. {doc}`parts` puts them together, sends every loss where it belongs, and trains.
+# ### A prior that kills
+#
+# Concentration has a trap. It adds up the variances of the parts' *shares*, and a part that is nowhere can put its share in one place for
+# nothing. The cheapest map then is one on which few parts live. How much does the prior pay for giving up?
+
+# %%
+n_parts = 25
+disc = (xy.square().sum(0) < 0.3**2).float()
+alive = torch.stack([disc, 1 - disc])
+dead = (-200 * (xy - 0.5).square().sum(0)).exp().expand(
+    n_parts - 2, -1, -1
+) * 1e-3  # next to nothing, in one place
+few = torch.cat([alive, dead])[None]
+few = few / few.sum(1, keepdim=True)
+spreads = {"all parts, undecided": spread(torch.full((1, n_parts, side, side), 1 / n_parts)).item(),
+           "two parts, a figure and its ground": spread(few).item()}  # fmt: skip
+undecided, two = spreads.values()
+assert undecided > 10 * two and abs(undecided - n_parts * 2 / 3) < 0.1  # a uniform square has 1/3 each way
+table(
+    [[name, value] for name, value in spreads.items()],
+    header=[f"map of {n_parts} parts", "summed variance"],
+    digits=3,
+)
+say(
+    f"A weight of 60 is worth {60 * undecided:.0f} where nothing is decided and {60 * two:.0f} where {n_parts - 2} parts are given up: it would empty the map "
+    f"before the generator has found a use for the parts. So its weight has to be **small at first**: it begins at 1, and rises with that of sharpness."
+)
+
+# %% [markdown]
+# ### A place to begin
+#
+# A random start has a trap too. The first thing that pays is to tell the figure from its ground, and the part that happens to lie a little more on figures
+# than the others takes all of them: its appearance is the figure's, so it gains most, so its share grows, and where a share is next to
+# nothing no gradient arrives. The body is one part, for good. So each part begins with a lead in a cell of its own on a grid, and the lead fades while the
+# decoder learns to say where the part has gone. It adds nothing at the end, and none of it is in the paper.
+
+
+# %%
+def grid_places(n_parts: int, side: int, depth: float = 6.0) -> Tensor:
+    """Return logits (P, side, side) that give each part a cell of a grid: near 0 in its own, about -2 in the next, ``-depth`` far off."""
+    columns = math.ceil(n_parts**0.5)
+    rows = math.ceil(n_parts / columns)
+    cell = torch.arange(n_parts)
+    middle = torch.stack([cell % columns, cell // columns], 1) + 0.5  # in cells, right and down
+    xy = (coordinates(side, side) + 1) / 2 * torch.tensor([columns, rows])[:, None, None]
+    squared = (xy - middle[..., None, None]).square().sum(1)
+    return -depth * (1 - (-2 * squared / depth).exp())
+
+
+grid = grid_places(n_parts, 64)
+hues = torch.rand(n_parts, 3, generator=rng) * 1.8 - 0.9
+leads = torch.cat([assembled((lead * grid).softmax(0)[None], hues[None]) for lead in (1.0, 0.5, 0.0)])
+assert torch.allclose(
+    grid.softmax(0)[:, 31, 31].max(), grid.softmax(0)[12, 31, 31]
+)  # the middle belongs to the thirteenth
+own = grid.softmax(0).amax(0).mean().item()
+picture(
+    leads,
+    columns=3,
+    scale=3,
+    titles=["at first", "half faded", "gone"],
+    alt="A soft grid of 25 colours, a fainter one, and an even grey.",
+    caption=f"What the lead alone makes of {n_parts} parts. At first a pixel belongs to its likeliest part by {own:.0%} on average.",
+)
+
+# %% [markdown]
+# These are all the pieces. {doc}`parts_learning` puts them together and sends every loss where it belongs; {doc}`parts` trains.
 
 # %%
 page.finish(runtime)

@@ -79,6 +79,9 @@ def test_arms_differ_from_the_recipe_in_what_their_names_say(page, story):
     assert not any(changed(f"ours{end}") for end in page.ENDINGS.values()) and not changed("no-pair")
     assert changed("free") == changed("free-gradient") == {"is_constrained"}
     assert changed("blunt") == {"sharpness"} and changed("unconcentrated") == {"concentration"}
+    assert changed("early") == {"concentration"} and changed("scattered") == {"head_start"}
+    early = page.objective_of(story, page.ARMS["early"]).concentration
+    assert early == (default["concentration"][1],) * 2  # where it ends, from the first step on
     assert changed("target-low") == changed("target-high") == {"mi_target"}
     low, high = (
         page.objective_of(story, page.ARMS[f"target-{end}"]).mi_target / default["mi_target"]
@@ -137,7 +140,7 @@ def _used(node):
 
 def test_a_change_of_anything_that_a_run_rests_on_makes_it_stale(page):
     """All that training and judging reach in the pages, from name to name, is in the rules' code."""
-    names = ("parts", "parts_model", "parts_swaps")
+    names = ("parts", "parts_learning", "parts_model", "parts_swaps")
     own = _defined(PAGES / "parts_claims.py")
     others = {name: _defined(PAGES / f"{name}.py") for name in names}
     home = {name: where for where, found in others.items() for name in found}
@@ -392,7 +395,7 @@ def test_softness_knows_a_blunt_map_from_a_sharp_one(page, story):
         logits = torch.zeros(1, 4, 8, 8)
         logits[:, 0] = height
         code = SimpleNamespace(sample=lambda: None)
-        return SimpleNamespace(shape=lambda x: code, decoder=lambda pi: logits, noisy=lambda z: z.softmax(1))
+        return SimpleNamespace(shape=lambda x: code, logits=lambda pi: logits, noisy=lambda z: z.softmax(1))
 
     images, runtime = torch.zeros(1, 3, 8, 8), Runtime("cpu", "fp32")
     blunt, sharp = (page.softness(story, model(height), images, runtime) for height in (0.0, 60.0))

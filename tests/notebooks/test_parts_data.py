@@ -11,6 +11,7 @@ import torch
 
 from cvlib.errors import BookError
 from cvlib.metrics.segmentation import overlaps
+from cvlib.notebooks import parts_learning as learning
 from cvlib.pages import definitions
 from cvlib.train import Runtime
 from tests import layouts_parts
@@ -48,7 +49,7 @@ def test_batches_of_real_data_move_every_network(page, root, tiny, data):
     total = sum(losses.values())
     total.backward()
     assert total.isfinite()
-    for part in page.PartsModel.MODULES:
+    for part in learning.PartsModel.MODULES:
         slopes = [p.grad for p in getattr(model, part).parameters() if p.grad is not None]
         assert all(slope.isfinite().all() for slope in slopes) and any(
             slope.abs().max() > 0 for slope in slopes
@@ -68,7 +69,7 @@ def test_a_run_on_a_pair_list_is_watched_and_graded(page, root, tiny):
     model, album, result = page.train_parts(
         tiny,
         page.Objective(),
-        page.Recipe(steps=2, batch_size=2, n_checks=2),
+        learning.Recipe(steps=2, batch_size=2, n_checks=2),
         splits["train"],
         watched,
         truth,

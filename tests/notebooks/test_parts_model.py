@@ -270,3 +270,17 @@ def test_wrong_shapes_are_told(page):
     ]:
         with pytest.raises(BookError, match=told):
             page.PartsConfig(**options)
+
+
+@pytest.mark.parametrize("n_parts, columns, rows", [(4, 2, 2), (5, 3, 2), (25, 5, 5)])
+def test_parts_begin_in_the_cells_of_a_grid(page, n_parts, columns, rows):
+    """The likeliest part of a pixel is that of its cell, and no lead is larger than the depth."""
+    side = 30
+    places = page.grid_places(n_parts, side, depth=6.0)
+    assert places.shape == (n_parts, side, side) and places.min() >= -6 and places.max() <= 0
+    at = torch.arange(side)
+    wanted = (at * rows // side)[:, None] * columns + at * columns // side
+    known = wanted < n_parts  # the last row may be short
+    assert torch.equal(places.argmax(0)[known], wanted[known])
+    one_cell = places[0, side // rows // 2, side // columns // 2 + side // columns]  # the middle of the next
+    assert one_cell.item() == pytest.approx(-6 * (1 - math.exp(-1 / 3)), abs=0.4)
