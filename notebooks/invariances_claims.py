@@ -55,7 +55,7 @@ from cvlib.nn.vae import DiagonalGaussian, VectorDecoder
 from cvlib.notebooks import invariances as story
 from cvlib.notebooks import invariances_factors as exchange
 from cvlib.pages import begin
-from cvlib.show import COLOURS, figure, look, show, table
+from cvlib.show import COLOURS, figure, look, say, show, table
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
@@ -733,6 +733,22 @@ if len(complete) == len(DEPTH):
         fig,
         alt="Left: concept kept and hand above chance by layer. Right: the variance that v explains, in the namer and in an untrained network.",
         caption="Means over seeds. What a layer keeps of concept and hand, and how much its pictures differ.",
+    )
+
+
+# %%
+def mean_of(arm: str, measure: str) -> float:
+    """Return the mean over seeds."""
+    return float(np.mean(over_seeds(arm, measure)))
+
+
+if len(complete) == len(DEPTH):
+    first, last = DEPTH[0], DEPTH[-1]
+    say(
+        f"From {first} to {last} the variance of the ground that pictures share falls from {mean_of(first, 'background'):.2f} to {mean_of(last, 'background'):.2f} and "
+        f"that of the shift from {mean_of(first, 'shift'):.2f} to {mean_of(last, 'shift'):.2f}; the hand is seen {100 * mean_of(first, 'hand above chance'):.0f} and "
+        f"{100 * mean_of(last, 'hand above chance'):.0f} points above the commonest. The concept goes the other way, from {mean_of(first, 'concept kept'):.0%} "
+        f"to {mean_of(last, 'concept kept'):.0%} of the autoencoder's rate: what a deep layer says of it is easier to draw."
     )
 
 # %% [markdown]

@@ -120,9 +120,9 @@ class Objective:
     smooth: float = 1e-3
     categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 120.0)
-    concentration: tuple[float, float] = (1.0, 60.0)
+    concentration: tuple[float, float] = (1.0, 15.0)
     mumford_shah: float = 1e-5
-    patch: float = 0.0
+    patch: float = 0.02
     patch_side: float = 0.25
     begin: float = 0.15
     finish: float = 0.65
@@ -382,8 +382,9 @@ table(
 #
 # A map that is decided too early is decided for good: where a part has no share of a pixel, no gradient ever offers it one. So first all parts stay in
 # play, held by the categorical prior and each with a head start in a cell of a grid, while the generator finds out which of them are useful where. Then both fade, and
-# sharpness and concentration rise, evenly on a logarithmic scale. Why concentration may not begin where it ends, and why a part needs a place to begin, is shown in
-# {doc}`parts_model`; what happens without are two arms of {doc}`parts_claims`. The authors edited such weights by hand between restarts.
+# sharpness and concentration rise, evenly on a logarithmic scale. The window holds all the time: what is left of a part outside it costs, so a wall takes many parts and
+# a body cannot be one. Why concentration may not begin where it ends, and why a part needs a place to begin, is shown in
+# {doc}`parts_model`; what happens without the head start, and without the window, are two arms of {doc}`parts_claims`. The authors edited such weights by hand between restarts.
 
 # %%
 progress = torch.linspace(0, 1, 201)

@@ -698,7 +698,7 @@ table(
     digits=3,
 )
 say(
-    f"A weight of 60 is worth {60 * undecided:.0f} where nothing is decided and {60 * two:.0f} where {n_parts - 2} parts are given up: it would empty the map "
+    f"A weight of 15, with which it ends here, is worth {15 * undecided:.0f} where nothing is decided and {15 * two:.0f} where {n_parts - 2} parts are given up: it would empty the map "
     f"before the generator has found a use for the parts. So its weight has to be **small at first**: it begins at 1, and rises with that of sharpness."
 )
 

@@ -79,9 +79,7 @@ def test_arms_differ_from_the_recipe_in_what_their_names_say(page, story):
     assert not any(changed(f"ours{end}") for end in page.ENDINGS.values()) and not changed("no-pair")
     assert changed("free") == changed("free-gradient") == {"is_constrained"}
     assert changed("blunt") == {"sharpness"} and changed("unconcentrated") == {"concentration"}
-    assert changed("early") == {"concentration"} and changed("scattered") == {"head_start"}
-    early = page.objective_of(story, page.ARMS["early"]).concentration
-    assert early == (default["concentration"][1],) * 2  # where it ends, from the first step on
+    assert changed("scattered") == {"head_start"} and changed("unbounded") == {"patch"}
     assert changed("target-low") == changed("target-high") == {"mi_target"}
     low, high = (
         page.objective_of(story, page.ARMS[f"target-{end}"]).mi_target / default["mi_target"]
@@ -96,7 +94,12 @@ def test_arms_differ_from_the_recipe_in_what_their_names_say(page, story):
 
 
 def test_terms_that_are_off_weigh_nothing_at_any_time(page, story):
-    for name, term in (("blunt", "sharpness"), ("unconcentrated", "concentration")):
+    for name, term in (
+        ("blunt", "sharpness"),
+        ("unconcentrated", "concentration"),
+        ("scattered", "head_start"),
+        ("unbounded", "patch"),
+    ):
         objective = page.objective_of(story, page.ARMS[name])
         assert all(0 <= objective.at(progress / 10)[term] < 1e-6 for progress in range(11))
 
