@@ -600,8 +600,11 @@ def bench_at(background: str) -> Bench:
 
 
 TRIALS = {
-    "kmeans-colour": [{"place": w} for w in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)],
-    "kmeans-features": [{"stage": n, "enlarged": k} for k in (2, 3, 4) for n in (3, 4, 5, 6, 7)],
+    "kmeans-colour": [{"place": w} for w in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)],
+    "kmeans-features": [
+        *({"stage": n, "enlarged": k} for k in (2, 3) for n in (3, 4, 5, 6, 7)),
+        *({"stage": n, "enlarged": 4} for n in (5, 6)),
+    ],
 }
 TRIAL_SEEDS = (0, 1, 2)
 
@@ -869,6 +872,7 @@ READINGS = {
     "A3": "The same network with every image its own partner",
     "A4": "What a fresh critic finds about colours, where the target is a fifth",
     "A5": "What a linear probe reads in the shape code, with the constraint and without",
+    "A6": "Without the head start, and without the window",
 }
 for claim, question in READINGS.items():
     found = decided[claim]["comparisons"]

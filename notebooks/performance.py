@@ -412,7 +412,7 @@ for side, wanted in ((1, 600), (2, 200)):  # images/s on two cores
 # forward and backward; and at report scale a whole training step on one pair, VGG-19 at 224 px and all.
 
 # %%
-parts = page.definitions("parts")
+parts = page.definitions("parts_learning")
 shape = parts.paper_config()
 if page.smoke:
     shape = parts.PartsConfig(image_size=16, n_parts=4, decoder_widths=(16, 8), shape_widths=(8, 8))
