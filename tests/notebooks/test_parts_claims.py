@@ -346,7 +346,7 @@ def bench(page, story):
         critic_width=8,
         critic_blocks=1,
     )
-    recipe = replace(story.Recipe(), steps=2, batch_size=2, n_checks=2)
+    recipe = replace(page.Recipe(), steps=2, batch_size=2, n_checks=2)
     return page.lay_out(story, "plain", ["walk"], config, recipe, Runtime("cpu", "fp32"), False, True)
 
 
