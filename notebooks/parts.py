@@ -364,11 +364,15 @@ say(
 # %% [markdown]
 # ## Training
 #
-# Twice from the same random start with the same pairs: with the constraint, and with nothing but a weak bottleneck. While they
+# Twice from the same random start with the same pairs: with the constraint, and with neither it nor the bottleneck that it steers. While they
 # learn we keep what six validation people look like to them.
 
 
 # %%
+FREE = {
+    "is_constrained": False,
+    "r_range": (-12.0, -12.0),
+}  # neither the constraint nor the bottleneck that it steers
 config, aim, recipe = settings(
     network,
     image_size=image_size,
@@ -381,7 +385,7 @@ config, aim, recipe = settings(
     batch_size=batch_size,
     learning_rate=learning_rate,
 )
-aims = {"ours": aim, "no constraint": replace(aim, is_constrained=False)}
+aims = {"ours": aim, "no constraint": replace(aim, **FREE)}
 look_at = judged["validation"][:128]
 watched, truth = validation.images(look_at), merge(validation.masks(look_at))
 models, albums, runs = {}, {}, {}

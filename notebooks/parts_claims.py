@@ -54,7 +54,7 @@ from cvlib.data.store import digest
 from cvlib.data.warps import resample
 from cvlib.nn.backbones import SmallCNN, efficientnet_lite0
 from cvlib.notebooks import parts as story
-from cvlib.notebooks.parts import ENLARGED, PLACE, STAGE
+from cvlib.notebooks.parts import ENLARGED, FREE, PLACE, STAGE
 from cvlib.notebooks.parts_learning import Recipe
 from cvlib.notebooks.parts_model import centres, entropy
 from cvlib.notebooks.parts_swaps import edit_locality
@@ -112,7 +112,6 @@ class Arm:
     changes: dict[str, Any] = field(default_factory=dict)  # of the story's objective
 
 
-FREE = {"is_constrained": False}
 OFF = 1e-9  # a weight that counts for nothing; these rise by a factor, so they cannot begin at 0
 ARMS = {
     "ours": Arm(),

@@ -116,7 +116,7 @@ class Objective:
     r_pace: float = 0.5
     noise: float = 1.0
     reconstruction: float = 8.0
-    head_start: float = 1.0
+    head_start: float = 0.3
     smooth: float = 1e-3
     categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 120.0)

@@ -77,7 +77,7 @@ def test_arms_differ_from_the_recipe_in_what_their_names_say(page, story):
         return {key for key in found if found[key] != default[key]}
 
     assert not any(changed(f"ours{end}") for end in page.ENDINGS.values()) and not changed("no-pair")
-    assert changed("free") == changed("free-gradient") == {"is_constrained"}
+    assert changed("free") == changed("free-gradient") == {"is_constrained", "r_range"}
     assert changed("blunt") == {"sharpness"} and changed("unconcentrated") == {"concentration"}
     assert changed("scattered") == {"head_start"} and changed("unbounded") == {"patch"}
     assert changed("target-low") == changed("target-high") == {"mi_target"}
