@@ -188,6 +188,7 @@ class Bench:
     pretrained: bool
     images: dict[str, Tensor]  # of validation and test, (N, 3, S, S)
     labels: dict[str, Tensor]  # their merged masks (N, S, S)
+    people: dict[str, BodyDataset]  # whom no model met, for the critic of P2
 
     @property
     def n_labels(self) -> int:
@@ -212,7 +213,8 @@ def lay_out(
     held = {name: torch.arange(len(splits[name])) for name in ("validation", "test")}
     images = {name: splits[name].images(rows) for name, rows in held.items()}
     labels = {name: story.merge(splits[name].masks(rows)) for name, rows in held.items()}
-    return Bench(story, splits, config, recipe, runtime, pretrained, images, labels)
+    people = story.new_people(config.image_size, background, clips, small)
+    return Bench(story, splits, config, recipe, runtime, pretrained, images, labels, people)
 
 
 def fit_scores(bench: Bench, parts: dict[str, Tensor]) -> dict[str, float]:
@@ -235,7 +237,7 @@ def fit_scores(bench: Bench, parts: dict[str, Tensor]) -> dict[str, float]:
 # %% [markdown]
 # **IoU** (P1) is the paper's: for each label, the mean over the test images that show it; overall, the mean over the five labels of the body.
 # Recorded beside it, but deciding nothing: the pooled IoU, the IoU with one part a label, that of the figure, and PCK. **Information** (P2)
-# is what the story's fresh critic finds of the colours of torso, legs and wall in drawn shape codes of test people, in nats. **R² of colours** (A5) is that of its linear probe of mean codes.
+# is what the story's fresh critic finds of the colours of torso, legs and wall in drawn shape codes of people whom no model met, in nats. **R² of colours** (A5) is that of its linear probe of mean codes.
 #
 # The next three ask whether two maps of parts agree, on the pixels $U$ of bodies (a wall is easy):
 #
@@ -433,7 +435,7 @@ assert (
 def judge(bench: Bench, model, history: list[dict[str, Any]]) -> dict[str, float]:
     """Return the measures of the rules, and more, of a trained model on test."""
     story, runtime = bench.story, bench.runtime
-    train, test = bench.splits["train"], bench.splits["test"]
+    test = bench.splits["test"]
     images, labels = bench.images["test"], bench.labels["test"]
 
     def segment(x: Tensor) -> Tensor:
@@ -441,15 +443,15 @@ def judge(bench: Bench, model, history: list[dict[str, Any]]) -> dict[str, float
 
     parts = {name: segment(x) for name, x in bench.images.items()}
     values = fit_scores(bench, parts)
-    rows = torch.randperm(len(train), generator=derived_generator(0, "probe"))[: story.N_PROBED]
-    pictures = {"train": train.images(rows), **bench.images}
-    masks = {"train": story.merge(train.masks(rows)), **bench.labels}
-    colours = {name: story.mean_colours(x, masks[name], story.PROBED) for name, x in pictures.items()}
+    every = {name: torch.arange(len(some)) for name, some in bench.people.items()}
+    colours, codes = {}, {}
+    for name, some in bench.people.items():
+        pictures, masks = some.images(every[name]), story.merge(some.masks(every[name]))
+        colours[name] = story.mean_colours(pictures, masks, story.PROBED)
+        codes[name] = story.posteriors_of(model, pictures, runtime)
     who, where = (
-        {"train": train.labels[kind][rows]} | {name: bench.splits[name].labels[kind] for name in bench.images}
-        for kind in ("person", "pose")
+        {name: some.labels[kind] for name, some in bench.people.items()} for kind in ("person", "pose")
     )
-    codes = {name: story.posteriors_of(model, x, runtime) for name, x in pictures.items()}
     values["information"] = story.information(codes, colours, who, where)
     r2 = story.probe_r2(codes["train"].mean, colours["train"], codes["test"].mean, colours["test"])
     values["R² of colours"] = r2

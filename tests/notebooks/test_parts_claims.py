@@ -386,7 +386,7 @@ def test_a_replay_takes_the_first_twenty_steps_of_the_whole_recipe(page):
     story = SimpleNamespace(train_parts=train_parts, Objective=definitions(PAGES / "parts.py").Objective)
     held = {name: torch.zeros(4, 3, 8, 8) for name in ("validation", "test")}
     recipe = SimpleNamespace(steps=2000)
-    bench = page.Bench(story, {"train": None}, None, recipe, None, False, held, held)
+    bench = page.Bench(story, {"train": None}, None, recipe, None, False, held, held, {})
     assert page.first_losses(bench, "ours", 0) == [1.0]
     assert asked["stop"] == 20 and asked["recipe"].steps == 2000  # rates and weights go by the whole
 
