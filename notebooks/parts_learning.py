@@ -44,6 +44,7 @@ from cvlib.errors import BookError
 from cvlib.metrics.segmentation import many_to_one, overlaps, segmentation_scores
 from cvlib.nn import VGG, vgg19
 from cvlib.notebooks.parts_model import (
+    HEAD_START,
     AppearanceEncoder,
     Critic,
     Duals,
@@ -116,7 +117,7 @@ class Objective:
     r_pace: float = 0.5
     noise: float = 1.0
     reconstruction: float = 8.0
-    head_start: float = 0.3
+    head_start: float = HEAD_START
     smooth: float = 1e-3
     categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 120.0)

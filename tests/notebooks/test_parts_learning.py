@@ -50,7 +50,7 @@ def test_the_schedule_is_geometric_between_its_ends(page):
 
 
 def test_the_head_start_is_gone_when_the_schedule_ends(page):
-    model = model_of(page)
+    model = model_of(page, head_start=1.0)
     pi = torch.randn(2, TINY["dim_pi"])
     x = rand(2, 3, 16, 16)
     for progress, lead in ((0.0, 1.0), (0.4, 0.5), (1.0, 0.0)):
