@@ -766,13 +766,8 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
     (_, held), (_, free) = leak["ours"], leak["no constraint"]
     late = runs["no constraint"].history[-1]["C1"]
     say(
-        f"With the constraint the critic finds {held:.2f} nats about colours in the codes, without it {free:.2f}. The monitor saw {late:.2f} at the end of the run without "
-        f"it, {'above' if late > mi_target else 'already below'} the target of {mi_target:g}"
-        + (
-            ": there was something to hold down."
-            if late > mi_target
-            else ", so there was nothing left to hold down."
-        )
+        f"With the constraint the critic finds {held:.2f} nats about colours in the codes, without it {free:.2f}. The monitor, which learns beside the model and from eight pairs at a "
+        f"time, saw {late:.2f} at the end of the run without the constraint: it is a lower bound too, and here a weak one."
         + " One seed decides nothing; the page of the evidence asks several."
     )
 
