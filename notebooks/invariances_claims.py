@@ -682,9 +682,7 @@ means_table(
 
 # %%
 FACTORS = [
-    ("concept", "concept arrives"),
-    ("hand", "hand arrives"),
-    *((name, f"{name} arrives") for name in exchange.SHARED if name not in ("concept", "hand")),
+    *((name, f"{name} arrives") for name in exchange.SHARED),
     ("mean of all", "arrives"),
     ("others stay", "others stay"),
 ]
