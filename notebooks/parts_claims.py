@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Parts that nobody named: the evidence
 #
-# {doc}`parts` tells the story, {doc}`parts_model` builds the model and {doc}`parts_swaps` takes people apart; this page keeps the
-# books. The rules were written down and committed before the first recorded run. Every number comes from one file a run in `book/results/runs/parts`, with its seed, device, time and commit.
+# {doc}`parts` tells the story, {doc}`parts_model` builds the model, {doc}`parts_swaps` takes people apart and {doc}`parts_judge` says what is
+# counted, and on whom; this page keeps the books. The rules were written down and committed before the first recorded run. Every number comes from one file a run in `book/results/runs/parts`, with its seed, device, time and commit.
 #
 # Two claims must show. **P1**: *the discovered parts fit true body parts better than k-means does*, of colours and places or of
 # the features of a network that knows photographs, before plain walls and before gradients. **P2**: *the constraint on mutual information
@@ -35,32 +35,45 @@
 import copy
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cvlib import claims
 from cvlib.data.base import derived_generator
-from cvlib.data.bodies import BodyDataset
+from cvlib.data.bodies import MERGED, BodyDataset
 from cvlib.data.store import digest
-from cvlib.data.warps import resample
 from cvlib.nn.backbones import SmallCNN, efficientnet_lite0
-from cvlib.notebooks import parts as story
-from cvlib.notebooks.parts import ENLARGED, FREE, PLACE, STAGE
-from cvlib.notebooks.parts_learning import Recipe
-from cvlib.notebooks.parts_model import centres, entropy
-from cvlib.notebooks.parts_swaps import edit_locality
+from cvlib.notebooks.parts import (
+    ENLARGED,
+    FREE,
+    PLACE,
+    STAGE,
+    PixelClusters,
+    colour_and_place,
+    deep_features,
+    grade,
+)
+from cvlib.notebooks.parts_judge import (
+    N_WARPED,
+    Bench,
+    equivariance,
+    fit_scores,
+    judge,
+    lay_out,
+    small_warps,
+    spaced,
+)
+from cvlib.notebooks.parts_learning import Objective, Recipe, parts_of, train_parts
+from cvlib.notebooks.parts_model import PartsConfig
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, say, show, table
-from cvlib.train import Runtime, isolated_rng, peak_mb, seed_everything, seed_from
+from cvlib.train import Runtime, peak_mb, seed_everything
 
 # %% tags=["parameters"]
 steps = 1000  # of each run. Paper: 60,000 to 344,000
@@ -149,9 +162,9 @@ def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted(pairs, key=place)
 
 
-def objective_of(story: ModuleType, arm: Arm):
+def objective_of(arm: Arm) -> Objective:
     """Return the story's objective with the changes of an arm."""
-    default = story.Objective()
+    default = Objective()
     return replace(default, mi_target=arm.target * default.mi_target, **arm.changes)
 
 
@@ -169,318 +182,13 @@ def alone(data: BodyDataset) -> BodyDataset:
 
 
 # %% [markdown]
-# ## The judge
-#
-# All 640 test images, of people, poses and looks that training has not seen; the assignment of parts to labels comes from the
-# 640 validation images. The model is judged after its last step: no checkpoint is chosen.
-
-
-# %%
-@dataclass(frozen=True)
-class Bench:
-    """What all arms on one background share: the story page's definitions, the data, and how to train."""
-
-    story: ModuleType
-    splits: dict[str, BodyDataset]
-    config: Any  # the story's PartsConfig
-    recipe: Any  # its Recipe
-    runtime: Runtime
-    pretrained: bool
-    images: dict[str, Tensor]  # of validation and test, (N, 3, S, S)
-    labels: dict[str, Tensor]  # their merged masks (N, S, S)
-    people: dict[str, BodyDataset]  # whom no model met, for the critic of P2
-
-    @property
-    def n_labels(self) -> int:
-        return len(self.story.MERGED)
-
-
-def lay_out(
-    story: ModuleType,
-    background: str,
-    clips: list[str],
-    config: Any,
-    recipe: Any,
-    runtime: Runtime,
-    pretrained: bool,
-    small: bool,
-) -> Bench:
-    """Return the bench of one background; people that were not drawn before are drawn now (half a minute)."""
-    splits = {
-        name: story.load_split("bodies", "", name, config.image_size, background, clips, small)
-        for name in ("train", "validation", "test")
-    }
-    held = {name: torch.arange(len(splits[name])) for name in ("validation", "test")}
-    images = {name: splits[name].images(rows) for name, rows in held.items()}
-    labels = {name: story.merge(splits[name].masks(rows)) for name, rows in held.items()}
-    people = story.new_people(config.image_size, background, clips, small)
-    return Bench(story, splits, config, recipe, runtime, pretrained, images, labels, people)
-
-
-def fit_scores(bench: Bench, parts: dict[str, Tensor]) -> dict[str, float]:
-    """Return how well parts (N, S, S) of "validation" and "test" images fit labels and joints, by the story's measures."""
-    story, n_parts = bench.story, bench.config.n_parts
-    result = story.grade(parts, bench.labels, n_parts, bench.n_labels)
-    joints = {name: bench.splits[name].joints for name in parts}
-    keypoints = story.landmark_scores(parts, joints, n_parts, bench.config.image_size)
-    names = story.MERGED[1:]
-    return {
-        "IoU": result.scores.overall,
-        "IoU, pooled": result.scores.pooled_overall,
-        "IoU, one to one": result.matched.overall,
-        "foreground IoU": result.scores.foreground,
-        **{f"IoU of {name}": float(v) for name, v in zip(names, result.scores.per_image[1:], strict=True)},
-        **{f"PCK @ {100 * share:g} %": value for share, value in keypoints.items()},
-    }
-
-
-# %% [markdown]
-# **IoU** (P1) is the paper's: for each label, the mean over the test images that show it; overall, the mean over the five labels of the body.
-# Recorded beside it, but deciding nothing: the pooled IoU, the IoU with one part a label, that of the figure, and PCK. **Information** (P2)
-# is what the story's fresh critic finds of the colours of torso, legs and wall in drawn shape codes of people whom no model met, in nats. **R² of colours** (A5) is that of its linear probe of mean codes.
-#
-# The next three ask whether two maps of parts agree, on the pixels $U$ of bodies (a wall is easy):
-#
-# $$ \mathrm{IoU}(A, B) = \frac{\sum_p \lvert A_p \cap B_p \cap U\rvert}{\sum_p \lvert (A_p \cup B_p) \cap U\rvert} . $$
-#
-# **Equivariance** (P3) compares $W S(x)$ with $S(W x)$ for a small warp $W$ of each image: up to 10 degrees, 10 % of size and a sixteenth
-# of the image's side, drawn once for all runs. The warped image goes on beyond its edge; only pixels that come from inside count. **Invariance** (P4)
-# compares $S$ of two images that differ in nothing but skin, hair and clothes.
-
-
-# %%
-TURN = 10.0  # degrees, at most
-SCALE = 0.1  # of the size, at most
-SHIFT = 1 / 16  # of the image's side, at most
-N_WARPED = 320  # test images that are warped, at every check of every run
-
-
-def part_iou(a: Tensor, b: Tensor, region: Tensor) -> float:
-    """Return the IoU of two maps of parts (N, H, W) on the pixels of ``region`` (N, H, W), all parts together."""
-    same = int(((a == b) & region).sum())
-    return same / (2 * int(region.sum()) - same)
-
-
-def small_warps(n: int, generator: torch.Generator) -> Tensor:
-    """Return affine maps (n, 2, 3) from places of the warped images to those of the images, in [-1, 1]."""
-    u = torch.rand(4, n, generator=generator) * 2 - 1
-    angle, scale = np.radians(TURN) * u[0], 1 + SCALE * u[1]
-    c, s = scale * angle.cos(), scale * angle.sin()
-    x, y = 2 * SHIFT * u[2:]  # an image is 2 wide
-    return torch.stack([torch.stack([c, -s, x], -1), torch.stack([s, c, y], -1)], 1)
-
-
-def equivariance(segment: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, warps: Tensor) -> float:
-    """Return the IoU of warped maps of parts with the maps of warped images, on warped bodies (``labels`` above 0).
-
-    ``segment`` gives ids (N, S, S) for images (N, 3, S, S); ``warps`` are affine, (N, 2, 3).
-    """
-    grid = F.affine_grid(warps, [len(images), 1, *images.shape[2:]], align_corners=False)
-
-    def moved(ids: Tensor) -> Tensor:
-        return resample(ids[:, None].float(), grid, "nearest")[:, 0].long()
-
-    region = (moved(labels) > 0) & (grid.abs().amax(-1) <= 1)
-    return part_iou(moved(segment(images)), segment(resample(images, grid)), region)
-
-
-def spaced(n: int, wanted: int) -> Tensor:
-    """Return about ``wanted`` of n images at even distances, both looks of a pose together."""
-    step = max(1, n // wanted)
-    return torch.arange(n).view(-1, 2)[::step].flatten()
-
-
-# %% [markdown]
-# Cases with a known answer. A segmenter that thresholds brightness moves with its image, so under a shift by whole pixels it must get exactly 1;
-# one that cuts the *frame* in halves does not move at all.
-
-# %%
-toy = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-whole = torch.tensor([[1.0, 0.0, 2 / 16 * 3], [0.0, 1.0, -2 / 16 * 2]]).expand(
-    4, -1, -1
-)  # 3 pixels, 2 pixels
-everywhere = torch.ones(4, 16, 16, dtype=torch.long)
-halves = (torch.arange(16) >= 8).long().expand(4, 16, -1)
-assert equivariance(lambda x: (x.mean(1) > 0).long(), toy, everywhere, whole) == 1
-stuck = equivariance(lambda x: halves[: len(x)], toy, everywhere, whole)
-assert abs(stuck - (13 - 3) / (13 + 3)) < 1e-9  # of 13 columns that come from inside, 3 change sides
-assert part_iou(halves, 1 - halves, everywhere > 0) == 0 and part_iou(halves, halves, everywhere > 0) == 1
-
-# %% [markdown]
-# **Swap** (P5): the shape of $x_1$ is painted in the appearance of $x_2$. The colour error is the distance between mean colours, image by image and
-# label by label (true masks of $x_1$ and of $x_2$), averaged over channels. The control is the distance of the *same* paintings to a third
-# person. And the paintings, segmented anew, must show the parts of $x_1$ rather than those of $x_2$. **Locality** (P6) is that of {doc}`parts_swaps`: of all change that a new
-# appearance of one part makes, the share inside this part.
-
-
-# %%
-def givers(person: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return for each image (N,) two others, (N,) each: of another person, and of a third.
-
-    With fewer than three persons the third may be one of the two.
-    """
-    score = torch.rand(len(person), len(person), generator=generator)
-    score = score - 2.0 * (person[:, None] == person)
-    first = score.argmax(1)
-    score = score - 1.0 * (person[first][:, None] == person)
-    return first, score.argmax(1)
-
-
-def colour_error(story: ModuleType, a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor) -> float:
-    """Return the mean absolute difference of the mean colours of images a and b (N, 3, S, S) under equal labels.
-
-    In units of [-1, 1], over the labels of the body that both images of a pair show.
-    """
-    names = story.MERGED[1:]
-    gap = story.mean_colours(a, labels_a, names) - story.mean_colours(b, labels_b, names)
-    ids = torch.arange(1, len(names) + 1)
-    shown = [(x.flatten(1)[:, None] == ids[:, None]).any(2) for x in (labels_a, labels_b)]
-    return float(gap.abs().view(len(a), len(names), 3).mean(2)[shown[0] & shown[1]].mean())
-
-
-def swap_scores(
-    story: ModuleType,
-    made: Tensor,
-    segment: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    donors: tuple[Tensor, Tensor],
-) -> dict[str, float]:
-    """Return how paintings ``made`` (N, 3, S, S) of the shapes of images in the appearance of ``donors[0]`` turned out.
-
-    ``donors[1]`` are those of third persons. IoU on the pixels of either body.
-    """
-    giver, third = donors
-    before, after = segment(images), segment(made)
-    region = (labels > 0) | (labels[giver] > 0)
-    return {
-        "colour error": colour_error(story, made, labels, images[giver], labels[giver]),
-        "colour error to a third": colour_error(story, made, labels, images[third], labels[third]),
-        "IoU with shape": part_iou(after, before, region),
-        "IoU with giver": part_iou(after, before[giver], region),
-    }
-
-
-@torch.no_grad()
-def paint_swapped(model, images: Tensor, giver: Tensor, runtime: Runtime) -> Tensor:
-    """Return paintings (N, 3, S, S) of every image's parts in the appearance of the image ``giver`` (N,) gives it."""
-    made = []
-    for x, y in zip(images.split(64), images[giver].split(64), strict=True):
-        x, y = x.to(runtime.device), y.to(runtime.device)
-        made.append(model.paint(model.parts(x), model.alphas(y, model.parts(y))).cpu())
-    return torch.cat(made)
-
-
-# %%
-class IdealPainter:
-    """Paints every pixel in its part's first three numbers."""
-
-    def paint(self, ids: Tensor, alpha: Tensor) -> Tensor:
-        return torch.stack([a[i, :3] for i, a in zip(ids, alpha, strict=True)]).movedim(-1, 1)
-
-
-shapes = torch.randint(0, 6, (6, 8, 8), generator=torch.Generator().manual_seed(seed))
-wardrobe = torch.rand(6, 6, 3, generator=torch.Generator().manual_seed(seed + 1))
-wardrobe[..., 0] = torch.arange(6) / 5  # the first channel says the label, the others are the person's own
-people = IdealPainter().paint(shapes, wardrobe)
-donors = givers(torch.arange(6) // 2, torch.Generator().manual_seed(seed))
-exact = swap_scores(
-    story,
-    IdealPainter().paint(shapes, wardrobe[donors[0]]),
-    lambda x: (5 * x[:, 0]).round().long(),
-    people,
-    shapes,
-    donors,
-)
-assert exact["colour error"] < 1e-6 < exact["colour error to a third"] and exact["IoU with shape"] == 1
-ideal = edit_locality(IdealPainter(), shapes, wardrobe, wardrobe.roll(1, 0))
-assert torch.allclose(ideal, torch.ones(6))
-
-# %% [markdown]
-# **Entropy of S** and **variance of a part** (P7) are those of the soft, noisy masks that training sees. **C1** (P8) is the monitor's estimate, averaged over
-# the last quarter of training; how far it is from its target is told as a share of the target.
-
-
-# %%
-@torch.no_grad()
-def softness(story: ModuleType, model, images: Tensor, runtime: Runtime) -> dict[str, float]:
-    """Return entropy (nats) and variance of the parts' maps ([-1, 1] squared), means over images and parts; equal noise in all runs."""
-    h, v = [], []
-    with isolated_rng(seed_from("softness")):
-        for piece in images.split(64):
-            soft = model.noisy(model.logits(model.shape(piece.to(runtime.device)).sample()))
-            h.append(entropy(soft).cpu())
-            v.append(centres(soft)[1].mean(1).cpu())
-    return {"entropy of S": float(torch.cat(h).mean()), "variance of a part": float(torch.cat(v).mean())}
-
-
-def late_mean(history: list[dict[str, Any]], name: str, share: float = 0.25) -> float:
-    """Return the mean of a column over the last ``share`` of the steps; each row stands for the steps since the one before."""
-    rows = [row for row in history if name in row]
-    ends = [row["step"] for row in rows]
-    since = dict(zip(ends, [0, *ends[:-1]], strict=True))
-    weight = [max(0.0, end - max(since[end], (1 - share) * ends[-1])) for end in ends]
-    return float(np.average([row[name] for row in rows], weights=weight))
-
-
-assert (
-    late_mean(
-        [{"step": 50, "C1": 9.0}, {"step": 80, "C1": 1.0}, {"step": 90, "C1": 2.0}, {"step": 100, "C1": 4.0}],
-        "C1",
-    )
-    == (5 * 1 + 10 * 2 + 10 * 4) / 25
-)
-
-
-def judge(bench: Bench, model, history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the measures of the rules, and more, of a trained model on test."""
-    story, runtime = bench.story, bench.runtime
-    test = bench.splits["test"]
-    images, labels = bench.images["test"], bench.labels["test"]
-
-    def segment(x: Tensor) -> Tensor:
-        return story.parts_of(model, x, runtime)
-
-    parts = {name: segment(x) for name, x in bench.images.items()}
-    values = fit_scores(bench, parts)
-    every = {name: torch.arange(len(some)) for name, some in bench.people.items()}
-    colours, codes = {}, {}
-    for name, some in bench.people.items():
-        pictures, masks = some.images(every[name]), story.merge(some.masks(every[name]))
-        colours[name] = story.mean_colours(pictures, masks, story.PROBED)
-        codes[name] = story.posteriors_of(model, pictures, runtime)
-    who, where = (
-        {name: some.labels[kind] for name, some in bench.people.items()} for kind in ("person", "pose")
-    )
-    values["information"] = story.information(codes, colours, who, where)
-    r2 = story.probe_r2(codes["train"].mean, colours["train"], codes["test"].mean, colours["test"])
-    values["R² of colours"] = r2
-
-    checks = [row["eval/equivariance"] for row in history if "eval/equivariance" in row]
-    values |= {"equivariance": checks[-1], "equivariance after an eighth": checks[0]}
-    other_look = torch.arange(len(images)) ^ 1
-    values["invariance"] = part_iou(parts["test"], parts["test"][other_look], labels > 0)
-    donors = givers(test.labels["person"], derived_generator(0, "givers"))
-    made = paint_swapped(model, images, donors[0], runtime)
-    values |= swap_scores(story, made, segment, images, labels, donors)
-    some = spaced(len(images), 128)
-    x, y = images[some].to(runtime.device), images[donors[0][some]].to(runtime.device)
-    ids, alpha, donor = model.parts(x), model.alphas(x, model.parts(x)), model.alphas(y, model.parts(y))
-    for name, reach in (("locality", 0), ("locality within 3 px", 3)):
-        values[name] = float(edit_locality(model, ids, alpha, donor, reach).nanmean())
-    values |= softness(story, model, images, runtime)
-    c1, target = late_mean(history, "C1"), model.objective.mi_target
-    return values | {"C1": c1, "C1 off its target": abs(c1 - target) / target}
-
-
-# %% [markdown]
 # ## Running what is missing
 
 
 # %%
 def train_arm(bench: Bench, name: str, seed: int, root: str, stop: int | None = None):
     """Train an arm's model with one seed; return it and the result of ``fit``."""
-    story, arm = bench.story, ARMS[name]
+    arm = ARMS[name]
     train = bench.splits["train"]
     watched = spaced(len(bench.images["validation"]), 128)
     warped = spaced(len(bench.images["test"]), N_WARPED)
@@ -489,14 +197,12 @@ def train_arm(bench: Bench, name: str, seed: int, root: str, stop: int | None = 
 
     def measure(model) -> dict[str, float]:
         return {
-            "equivariance": equivariance(
-                lambda x: story.parts_of(model, x, bench.runtime), images, labels, warps
-            )
+            "equivariance": equivariance(lambda x: parts_of(model, x, bench.runtime), images, labels, warps)
         }
 
-    model, _, result = story.train_parts(
+    model, _, result = train_parts(
         bench.config,
-        objective_of(story, arm),
+        objective_of(arm),
         bench.recipe,
         train if arm.is_paired else alone(train),
         bench.images["validation"][watched],
@@ -520,9 +226,9 @@ def describe(
 ) -> Tensor:
     """Return what k-means sees of images: "colour" (and place), or "features" of images that are enlarged."""
     if kind == "colour":
-        return bench.story.colour_and_place(images, place)
+        return colour_and_place(images, place)
     net = efficientnet_lite0(True).eval() if bench.pretrained else SmallCNN().eval()
-    return bench.story.deep_features(images, net, stage, enlarged * bench.config.image_size)
+    return deep_features(images, net, stage, enlarged * bench.config.image_size)
 
 
 def cluster(bench: Bench, kind: str, seed: int, **options) -> tuple[dict[str, Tensor], float]:
@@ -530,7 +236,7 @@ def cluster(bench: Bench, kind: str, seed: int, **options) -> tuple[dict[str, Te
     train = bench.splits["train"]
     rows = torch.randperm(len(train), generator=derived_generator(seed, "clustered"))[:N_CLUSTERED]
     features = describe(bench, kind, train.images(rows), **options)
-    clusters = bench.story.PixelClusters(features, bench.config.n_parts, seed)
+    clusters = PixelClusters(features, bench.config.n_parts, seed)
     parts = {
         name: clusters.parts(describe(bench, kind, x, **options), bench.config.image_size)
         for name, x in bench.images.items()
@@ -562,7 +268,7 @@ def run_and_record(bench: Bench, name: str, seed: int, root: str) -> None:
     values, beside = run_clusters(bench, name, seed) if arm.clusters else run_model(bench, name, seed, root)
     how = {"images": N_CLUSTERED, "place": PLACE, "stage": STAGE, "enlarged": ENLARGED}
     if not arm.clusters:
-        how = {"recipe": vars(bench.recipe), "objective": vars(objective_of(bench.story, arm))}
+        how = {"recipe": vars(bench.recipe), "objective": vars(objective_of(arm))}
         how |= {"is_paired": arm.is_paired}
     claims.record(
         CHAPTER,
@@ -588,7 +294,7 @@ def first_losses(bench: Bench, name: str, seed: int) -> list[float]:
 
 
 # %%
-config = replace(story.PartsConfig(), image_size=image_size)
+config = replace(PartsConfig(), image_size=image_size)
 recipe = replace(Recipe(), steps=steps, batch_size=batch_size, n_checks=N_CHECKS)
 if page.smoke:
     config = replace(config, shape_widths=(8, 8, 8), decoder_widths=(16, 8, 8), critic_width=16)
@@ -597,7 +303,7 @@ if page.smoke:
 @cache
 def bench_at(background: str) -> Bench:
     """Return the bench of a background at the scale of this page."""
-    return lay_out(story, background, clips, config, recipe, runtime, pretrained, page.smoke)
+    return lay_out(background, clips, config, recipe, runtime, pretrained, page.smoke)
 
 
 TRIALS = {
@@ -619,7 +325,7 @@ def trial(bench: Bench, name: str, changes: dict[str, float]) -> float:
         ids = dict.fromkeys(
             ("validation", "test"), parts["validation"]
         )  # assigned and scored on the same images
-        graded = bench.story.grade(ids, dict.fromkeys(ids, truth), bench.config.n_parts, bench.n_labels)
+        graded = grade(ids, dict.fromkeys(ids, truth), bench.config.n_parts, len(MERGED))
         found.append(graded.scores.overall)
     return float(np.mean(found))
 
@@ -746,7 +452,7 @@ if shown:
 # %%
 sweep = {arm: over_seeds(arm, "C1") for arm in ("target-low", "ours", "target-high")}
 if all(sweep.values()):
-    targets = {arm: ARMS[arm].target * story.Objective().mi_target for arm in sweep}
+    targets = {arm: ARMS[arm].target * Objective().mi_target for arm in sweep}
     fig, ax = figure(width="half")
     for arm, found in sweep.items():
         ax.plot([targets[arm]] * len(found), list(found.values()), "o", color=COLOURS["ours"], markersize=4)
