@@ -21,6 +21,7 @@ import nbformat
 import yaml
 
 from cvlib.errors import BookError
+from cvlib.pages.gallery import cards
 from cvlib.pages.reference import package_page, packages
 
 __all__ = ["PAGE_LIMIT", "build", "check_built", "own_size", "stage", "toc_pages"]
@@ -51,7 +52,12 @@ def _generated() -> dict[str, Callable[[], str]]:
     from cvlib.assets import table_markdown
 
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n", 1)[1]
-    return {"scoreboard": _scoreboard, "assets": table_markdown, "changelog": lambda: changes}
+    return {
+        "scoreboard": _scoreboard,
+        "gallery": lambda: cards(ROOT / "book"),
+        "assets": table_markdown,
+        "changelog": lambda: changes,
+    }
 
 
 def _fill(text: str, page: str) -> str:
