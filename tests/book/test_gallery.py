@@ -23,7 +23,9 @@ def book(tmp_path):
     """Return a book with one page: two rows of two flat images each, and one more picture."""
     rows = [np.full((2, 8, 8, 3), value, np.uint8) for value in (10, 200)]
     shown = [
-        picture(*rows, alt="Dark and light squares.", caption="Two & two, not selected.", rows=["dark", "light"]),
+        picture(
+            *rows, alt="A dark row, a light one.", caption="Two & two.", rows=["dark", "light"]
+        ),
         picture(rows[0], alt="Two dark squares.", caption="Dark only."),
     ]
     outputs = [nbformat.v4.new_output("display_data", {"text/html": found.html}) for found in shown]
@@ -41,7 +43,7 @@ def write(book, *entries):
 def test_rows_of_a_picture_are_put_together_again(book):
     data, alt = gallery.picture_of(book / "chapters" / "taming.ipynb", "Two & two")
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert whole[4, 4].tolist() == [10] * 3 and whole[-4, 4].tolist() == [200] * 3 and "Dark and light" in alt
+    assert whole[4, 4].tolist() == [10] * 3 and whole[-4, 4].tolist() == [200] * 3 and "a light one" in alt
     first, _ = gallery.picture_of(book / "chapters" / "taming.ipynb", "Two & two", rows=1)
     assert Image.open(io.BytesIO(first)).height == len(whole) // 2
 
@@ -56,7 +58,9 @@ def test_a_card_is_a_link_with_picture_and_escaped_words(book):
     write(book, ENTRY)
     text = gallery.cards(book)
     assert '<a class="cv-card" href="chapters/taming.html">' in text and "<b>A &lt; B</b> Words." in text
-    assert len(re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="Dark and light squares.">', text)) == 1
+    assert (
+        len(re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="A dark row, a light one.">', text)) == 1
+    )
 
 
 def test_entries_that_point_nowhere_are_refused(book):
