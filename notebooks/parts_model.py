@@ -797,8 +797,7 @@ say(
 # A random start has a trap too. The first thing that pays is to tell the figure from its ground, and the part that happens to lie a little more on figures
 # than the others takes all of them: its appearance is the figure's, so it gains most, so its share grows, and where a share is next to
 # nothing no gradient arrives. The body is one part, for good. So each part begins with a lead in a cell of its own on a grid, and the lead fades while the
-# decoder learns to say where the part has gone. It adds nothing at the end, and none of it is in the paper. It has a price: before a wall that changes in colour
-# parts stay with their cells of it, and fewer are left for the body.
+# decoder learns to say where the part has gone. It adds nothing at the end, and none of it is in the paper.
 
 
 # %%
