@@ -78,8 +78,6 @@ def test_arms_differ_from_the_recipe_in_what_their_names_say(page, story):
     assert not any(changed(f"ours{end}") for end in page.ENDINGS.values()) and not changed("no-pair")
     assert changed("free") == changed("free-gradient") == {"is_constrained", "r_range"}
     assert changed("blunt") == {"sharpness"} and changed("unconcentrated") == {"concentration"}
-    networks = {name: set(arm.networks) for name, arm in page.ARMS.items() if arm.networks}
-    assert networks == {"flat-gradient": {"colour"}} and not changed("flat-gradient")
     assert changed("scattered") == {"head_start"} and changed("unbounded") == {"patch"}
     assert changed("target-low") == changed("target-high") == {"mi_target"}
     low, high = (
@@ -263,6 +261,6 @@ def test_a_replay_takes_the_first_twenty_steps_of_the_whole_recipe(page, monkeyp
     monkeypatch.setattr(page, "train_parts", train_parts)
     held = {name: torch.zeros(4, 3, 8, 8) for name in ("validation", "test")}
     recipe = SimpleNamespace(steps=2000)
-    bench = page.Bench({"train": None}, page.PartsConfig(), recipe, None, False, held, held, {})
+    bench = page.Bench({"train": None}, None, recipe, None, False, held, held, {})
     assert page.first_losses(bench, "ours", 0) == [1.0]
     assert asked["stop"] == 20 and asked["recipe"].steps == 2000  # rates and weights go by the whole

@@ -168,42 +168,6 @@ def test_assembly_is_a_lookup(page):
         torch.testing.assert_close(z[b, :, i, j], alpha[b, ids[b, i, j]])
 
 
-def test_slopes_are_those_of_least_squares(page):
-    """Without a ridge: numpy's fit of a constant and two slopes to the pixels of each part."""
-    x, masks = rand(2, 3, 16, 16), one_hot_masks(p=3)
-    found = page.colour_slopes(x, masks, ridge=0.0)
-    places = page.coordinates(16, 16).flatten(1).T
-    for b, p in itertools.product(range(2), range(3)):
-        at = masks[b, p].flatten() > 0
-        known = torch.cat([torch.ones(int(at.sum()), 1), places[at]], 1)
-        fitted = torch.linalg.lstsq(known, x[b].flatten(1).T[at]).solution
-        torch.testing.assert_close(found[b, p], fitted[1:].flatten(), rtol=1e-3, atol=1e-4)
-
-
-def test_a_plane_goes_with_its_part(page):
-    """The same patch elsewhere has the same slopes, and painted with the plane of here it looks as here."""
-    patch, masks = rand(3, 6, 6), torch.zeros(2, 1, 16, 16)
-    x = torch.zeros(2, 3, 16, 16)
-    for b, (i, j) in enumerate(((1, 2), (8, 9))):
-        x[b, :, i : i + 6, j : j + 6], masks[b, 0, i : i + 6, j : j + 6] = patch, 1
-    slopes = page.colour_slopes(x, masks)
-    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-4, atol=1e-5)
-    plane = torch.cat([patch.mean((1, 2)).expand(2, 1, 3), slopes], 2)
-    made = page.given_colours(masks, plane)
-    torch.testing.assert_close(made[0, :, 1:7, 2:8], made[1, :, 8:14, 9:15], rtol=1e-4, atol=1e-4)
-
-
-def test_small_and_empty_parts_are_nearly_flat(page):
-    x, masks = rand(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
-    masks[0, 0], masks[0, 1, 5, 5:7] = 1, 1  # all, two pixels, none
-    masks[0, 0, 5, 5:7] = 0
-    slopes = page.colour_slopes(x, masks)
-    assert slopes[0, 2].eq(0).all() and slopes.isfinite().all()
-    (step,) = (page.coordinates(16, 16)[0, 0, :2].diff(),)
-    jump = (x[0, :, 5, 6] - x[0, :, 5, 5]) / step  # what an exact plane would say
-    assert (slopes[0, 1, :3].abs() < 0.05 * jump.abs()).all()
-
-
 # information
 
 
