@@ -52,6 +52,7 @@ from cvlib.notebooks.parts_model import (
     PartsConfig,
     SegmentationDecoder,
     ShapeEncoder,
+    assembled,
     critic_loss,
     entropy,
     grid_places,
@@ -265,7 +266,7 @@ class PartsModel(nn.Module):
         else:
             alpha = self.appearance.of_parts(x2, masks[b:])
         masks = masks[: len(targets)]
-        made = self.generator(masks, alpha)
+        made = self.generator(assembled(masks, alpha), masks)
         # the paper's factor for pixels in 0..255, 1e-3 / 2 for each of the image's values
         scale = objective.reconstruction * 0.5e-3 * x[0].numel() * 127.5
         losses = {"reconstruction": scale * self.distance(made, targets).mean()}
@@ -316,7 +317,7 @@ class PartsModel(nn.Module):
     def paint(self, ids: Tensor, alpha: Tensor) -> Tensor:
         """Return images (B, 3, S, S), clamped to [-1, 1], of parts (B, S, S) in appearances (B, P, d)."""
         masks = F.one_hot(ids, self.config.n_parts).movedim(-1, 1).to(alpha.dtype)
-        return self.generator(masks, alpha).clamp(-1, 1)
+        return self.generator(assembled(masks, alpha), masks).clamp(-1, 1)
 
 
 # %% [markdown]
@@ -348,7 +349,7 @@ ROUTES = {
     "constraint": ("shape",),
 }
 tiny_config = PartsConfig(
-    image_size=16, n_parts=4, dim_pi=8, dim_alpha=12, shape_widths=(8, 8), decoder_widths=(8, 8), generator_widths=(8, 8),
+    image_size=16, n_parts=4, dim_pi=8, dim_alpha=6, shape_widths=(8, 8), decoder_widths=(8, 8), generator_widths=(8, 8),
     appearance_widths=(8,), critic_width=16, critic_blocks=1,
 )  # fmt: skip
 tiny = PartsModel(tiny_config, Objective(), pyramid_distance)

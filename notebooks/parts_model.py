@@ -72,9 +72,6 @@ rng = torch.Generator().manual_seed(seed)
 
 
 # %%
-GIVEN = {"none": 0, "mean": 3, "plane": 9}  # how many numbers of a part's appearance are colours as they are
-
-
 @dataclass(frozen=True)
 class PartsConfig:
     """The networks' shapes; :func:`paper_config` has the paper's. Widths go from the largest grid to the smallest,
@@ -82,16 +79,15 @@ class PartsConfig:
 
     ``shape_head``: "grid" reads the last map place by place, "mean" its mean, as the paper. ``appearance``: "masked"
     encodes every masked part alone, as the paper; "shared" pools one map of features under the masks, which costs as
-    many times less as there are parts, but lets a part see over its edge by half a receptive field. ``colour`` says
-    what of a part's colours the generator gets as it is, so that it paints the difference to it: the "plane" through them, their
-    "mean", or "none", as the paper.
+    many times less as there are parts, but lets a part see over its edge by half a receptive field. ``has_colour`` gives
+    a part's mean colour to the generator as it is, which then paints the difference to it; the paper's learns to.
     Raises: BookError for other names, or sizes that do not fit.
     """
 
     image_size: int = 64
     n_parts: int = 25
     dim_pi: int = 64
-    dim_alpha: int = 22
+    dim_alpha: int = 16
     shape_widths: tuple[int, ...] = (32, 64, 64, 64)
     appearance_widths: tuple[int, ...] = (16, 32)
     decoder_widths: tuple[int, ...] = (128, 64, 32, 32, 16)
@@ -104,14 +100,13 @@ class PartsConfig:
     covariance: str = "full"
     shape_head: str = "grid"
     appearance: str = "shared"
-    colour: str = "plane"
+    has_colour: bool = True
 
     def __post_init__(self) -> None:
         known = {
             "covariance": ("full", "diagonal"),
             "shape_head": ("grid", "mean"),
             "appearance": ("masked", "shared"),
-            "colour": tuple(GIVEN),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -142,7 +137,7 @@ def paper_config(n_parts: int = 25, image_size: int = 128) -> PartsConfig:
         critic_blocks=4,
         shape_head="mean",
         appearance="masked",
-        colour="none",
+        has_colour=False,
     )
 
 
@@ -347,14 +342,14 @@ def hard_masks(soft: Tensor) -> Tensor:
 class AppearanceEncoder(nn.Module):
     """Map images to appearance vectors: of the whole image, or of each of its parts.
 
-    The first numbers are colours as they are, as many as ``config.colour`` says; the network gives the rest.
+    With ``config.has_colour`` the first three numbers are the mean colour as it is; the network gives the rest.
     """
 
     def __init__(self, config: PartsConfig) -> None:
         super().__init__()
-        self.is_shared, self.n_given = config.appearance == "shared", GIVEN[config.colour]
+        self.is_shared, self.has_colour = config.appearance == "shared", config.has_colour
         self.stack = ConvStack(3, config.appearance_widths, config.first_stride, config.appearance_blocks)
-        self.head = nn.Linear(config.appearance_widths[-1], config.dim_alpha - self.n_given)
+        self.head = nn.Linear(config.appearance_widths[-1], config.dim_alpha - 3 * config.has_colour)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one vector (B, d) for each image (B, 3, S, S)."""
@@ -370,14 +365,11 @@ class AppearanceEncoder(nn.Module):
             parts = (masks[:, :, None] * x[:, None]).flatten(0, 1)  # P images for each one
             pooled = self.stack(parts).mean((2, 3)).unflatten(0, masks.shape[:2])
         alpha = self.head(pooled).float()
+        if not self.has_colour:
+            return alpha
         with without_autocast(x):
-            given = []
-            if self.n_given:
-                mean = torch.einsum("bphw,bchw->bpc", masks, x) / (masks.sum((2, 3)) + 0.1)[..., None]
-                given.append(mean)
-            if self.n_given > 3:
-                given.append(colour_slopes(x, masks.detach()))
-        return torch.cat([*given, alpha], 2)
+            colour = torch.einsum("bphw,bchw->bpc", masks, x) / (masks.sum((2, 3)) + 0.1)[..., None]
+        return torch.cat([colour, alpha], 2)
 
 
 def assembled(masks: Tensor, alpha: Tensor) -> Tensor:
@@ -386,16 +378,15 @@ def assembled(masks: Tensor, alpha: Tensor) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Paint images (B, 3, S, S) of masks (B, P, S, S) and the parts' appearances (B, P, d).
+    """Paint images (B, 3, S, S) from assembled appearances (B, d, S, S) and masks (B, P, S, S).
 
-    An hourglass with one step down and one skip: too small to invent a shape of its own. It sees the assembled appearances beside the masks,
-    and paints the difference to the colours that are given.
+    An hourglass with one step down and one skip: too small to invent a shape of its own.
     """
 
     def __init__(self, config: PartsConfig) -> None:
         super().__init__()
         a, b = config.generator_widths
-        self.n_given = GIVEN[config.colour]
+        self.has_colour = config.has_colour
         self.first = nn.Conv2d(config.dim_alpha + config.n_parts, a, 3, padding=1)
         self.down = nn.Conv2d(a, b, 3, stride=2, padding=1)
         self.middle = nn.Conv2d(b, b, 3, padding=1)
@@ -403,102 +394,13 @@ class Generator(nn.Module):
         self.last = nn.Conv2d(a, 3, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # the step of all networks is a seventh faster on a CPU
 
-    def forward(self, masks: Tensor, alpha: Tensor) -> Tensor:
-        z = assembled(masks, alpha)
+    def forward(self, z: Tensor, masks: Tensor) -> Tensor:
         x = F.silu(self.first(torch.cat([z, masks], 1)))
         y = self.up(F.silu(self.middle(F.silu(self.down(x)))))
         y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
         made = self.last(F.silu(x + y)).float()
-        with without_autocast(z):
-            return made + given_colours(masks, alpha[..., : self.n_given]) if self.n_given else made
+        return made + z[:, :3] if self.has_colour else made
 
-
-# %% [markdown]
-# The paper's generator has to learn every colour. Ours is small and trains briefly, so a part's mean colour is handed over as it is. That is not enough before a
-# wall that changes from one colour to another: it takes a part for every shade, and these parts are taken from the body. So a part's colours are
-# described by a **plane**: the mean, and how much it changes to the right and down, by least squares over the part's own pixels,
-#
-# $$ c_p(u) = \bar c_p + A_p\,(u - \bar u_p), \qquad A_p = \operatorname{Cov}_p(c, u)\,\bigl(\operatorname{Cov}_p(u) + r_p I\bigr)^{-1} . $$
-#
-# The plane is laid through the part's centre $\bar u_p$, in the second image to read it and in the first to paint it, so that it goes with the part. The ridge $r_p$ keeps
-# the plane of a part of few pixels flat. None of this is in the paper.
-
-
-# %%
-def centres(soft: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the parts' mean places (B, P, 2), in [-1, 1], and their variances (B, P), x and y together."""
-    xy = coordinates(*soft.shape[2:]).to(soft)
-    share = soft / (soft.sum((2, 3), keepdim=True) + 1e-4)
-    centre = torch.einsum("bphw,khw->bpk", share, xy)
-    second = torch.einsum("bphw,khw->bp", share, xy.square())
-    return centre, second - centre.square().sum(2)
-
-
-@torch.no_grad()
-def colour_slopes(x: Tensor, masks: Tensor, ridge: float = 0.2) -> Tensor:
-    """Return how the colours of images (B, 3, H, W) change over each part: three to the right, then three down, (B, P, 6).
-
-    In units of [-1, 1] over half an image; masks (B, P, H, W). ``ridge`` is that of a part of one pixel, and falls with their number.
-    """
-    xy = coordinates(*x.shape[2:]).to(x)
-    mass = masks.sum((2, 3))
-    share = masks / mass.clamp_min(1e-3)[..., None, None]
-    c, m = torch.einsum("bphw,bchw->bpc", share, x), torch.einsum("bphw,khw->bpk", share, xy)
-    among = torch.einsum("bphw,khw,lhw->bpkl", share, xy, xy) - m[..., :, None] * m[..., None, :]
-    across = torch.einsum("bphw,khw,bchw->bpkc", share, xy, x) - m[..., :, None] * c[..., None, :]
-    held = among + torch.eye(2, device=x.device) * (ridge / mass.clamp_min(1))[..., None, None]
-    return torch.linalg.solve(held, across).flatten(2)
-
-
-def given_colours(masks: Tensor, given: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) in which parts (B, P, H, W) have their given colours (B, P, 3) or planes (B, P, 9) and nothing else."""
-    if given.shape[2] == 3:
-        return assembled(masks, given)
-    mean, right, down = given.split(3, 2)
-    x, y = coordinates(*masks.shape[2:]).to(masks)
-    centre = centres(masks.detach())[0]
-    at_middle = mean - right * centre[..., :1] - down * centre[..., 1:]  # of the image, where x = y = 0
-    flat, right, down = assembled(masks, torch.cat([at_middle, right, down], 2)).split(3, 1)
-    return flat + right * x + down * y
-
-
-# %%
-x, y = coordinates(48, 48)
-wall = torch.tensor([0.1, 0.0, 0.3])[:, None, None] + torch.tensor([[0.6, -0.5, 0.2], [-0.2, 0.4, 0.5]]).T[
-    ..., None, None
-].mul(torch.stack([x, y])).sum(1)
-figure_at = [((x - a).square() + (y - b).square() < 0.3**2).float() for a, b in ((-0.3, 0.1), (0.4, -0.3))]
-shirt = torch.tensor([0.7, -0.6, -0.5])[:, None, None]
-seen = torch.stack([torch.where(at > 0, shirt, wall) for at in figure_at])
-two_parts = torch.stack([torch.stack([at, 1 - at]) for at in figure_at])
-mean = torch.einsum("bphw,bchw->bpc", two_parts, seen) / two_parts.sum((2, 3))[..., None]
-plane = torch.cat([mean, colour_slopes(seen, two_parts)], 2)
-drawn = {
-    "image": seen,
-    "its mean colours": given_colours(two_parts, mean),
-    "its planes": given_colours(two_parts, plane),
-    "planes of the other": given_colours(two_parts, plane.roll(1, 0)),
-}
-off = {name: (made - seen).abs().mean().item() for name, made in drawn.items()}
-assert off["its planes"] < 1e-3 < 0.1 < off["its mean colours"], off
-assert torch.equal(
-    given_colours(two_parts, torch.cat([mean, torch.zeros(2, 2, 6)], 2)), drawn["its mean colours"]
-)
-picture(
-    torch.stack(list(drawn.values()), 1).flatten(0, 1),
-    columns=4,
-    scale=3,
-    titles=list(drawn),
-    alt="A red disc before a wall of changing colour, twice; mean colours make the wall flat, planes give it back, and so nearly do the planes of the other.",
-    caption="Two images with two parts each, a disc and its wall.",
-)
-say(
-    f"Mean colours miss by {off['its mean colours']:.3f} a value, planes by {off['its planes']:.4f}. With the planes of the other image, where the disc is elsewhere and "
-    f"with it the centre of the wall, it is {off['planes of the other']:.3f}: one part is enough for such a wall."
-)
-
-# %% [markdown]
-# Hard masks pass the gradient of the soft ones, and the sum over parts is what it says.
 
 # %%
 logits = torch.randn(2, 4, 6, 6, generator=rng, requires_grad=True)
@@ -692,6 +594,15 @@ def entropy(soft: Tensor) -> Tensor:
     log P minus it is the categorical KL to the uniform distribution.
     """
     return -(soft * soft.clamp_min(1e-8).log()).sum(1).mean((1, 2))
+
+
+def centres(soft: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the parts' mean places (B, P, 2), in [-1, 1], and their variances (B, P), x and y together."""
+    xy = coordinates(*soft.shape[2:]).to(soft)
+    share = soft / (soft.sum((2, 3), keepdim=True) + 1e-4)
+    centre = torch.einsum("bphw,khw->bpk", share, xy)
+    second = torch.einsum("bphw,khw->bp", share, xy.square())
+    return centre, second - centre.square().sum(2)
 
 
 def spread(soft: Tensor) -> Tensor:

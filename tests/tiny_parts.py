@@ -12,7 +12,7 @@ TINY = {
     "image_size": 16,
     "n_parts": 4,
     "dim_pi": 8,
-    "dim_alpha": 12,
+    "dim_alpha": 6,
     "shape_widths": (8, 8),
     "decoder_widths": (8, 8),
     "generator_widths": (8, 8),

@@ -32,7 +32,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(page):
-    config = page.PartsConfig(image_size=16, n_parts=4, dim_pi=8, dim_alpha=12)
+    config = page.PartsConfig(image_size=16, n_parts=4, dim_pi=8, dim_alpha=6)
     small = {"shape_widths": (8, 8), "decoder_widths": (8, 8), "generator_widths": (8, 8)}
     return replace(config, **small, appearance_widths=(8,), critic_width=16, critic_blocks=1)
 

@@ -114,7 +114,7 @@ def test_a_tie_goes_to_one_part(page):
 
 def test_masked_parts_are_encoded_one_by_one(page, tiny):
     torch.manual_seed(0)
-    encoder = page.AppearanceEncoder(replace(tiny, appearance="masked", colour="none"))
+    encoder = page.AppearanceEncoder(replace(tiny, appearance="masked", has_colour=False))
     x, masks = rand(2, 3, 16, 16), one_hot_masks()
     alpha = encoder.of_parts(x, masks)
     for b, p in itertools.product(range(2), range(4)):
