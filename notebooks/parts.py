@@ -384,6 +384,7 @@ config, aim, recipe = settings(
     steps=steps,
     batch_size=batch_size,
     learning_rate=learning_rate,
+    wall=background if data == "bodies" else "photo",
 )
 aims = {"ours": aim, "no constraint": replace(aim, **FREE)}
 look_at = judged["validation"][:128]

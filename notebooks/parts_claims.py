@@ -70,7 +70,7 @@ from cvlib.notebooks.parts_judge import (
     spaced,
 )
 from cvlib.notebooks.parts_learning import Objective, Recipe, parts_of, train_parts
-from cvlib.notebooks.parts_model import PartsConfig
+from cvlib.notebooks.parts_model import HEAD_START, PartsConfig
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, say, show, table
 from cvlib.train import Runtime, peak_mb, seed_everything
@@ -164,7 +164,7 @@ def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def objective_of(arm: Arm) -> Objective:
     """Return the story's objective with the changes of an arm."""
-    default = Objective()
+    default = replace(Objective(), head_start=HEAD_START[arm.background])
     return replace(default, mi_target=arm.target * default.mi_target, **arm.changes)
 
 

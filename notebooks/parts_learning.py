@@ -117,7 +117,7 @@ class Objective:
     r_pace: float = 0.5
     noise: float = 1.0
     reconstruction: float = 8.0
-    head_start: float = HEAD_START
+    head_start: float = HEAD_START["plain"]
     smooth: float = 1e-3
     categorical: float = 8.0
     sharpness: tuple[float, float] = (1.0, 120.0)
@@ -594,11 +594,15 @@ def settings(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    wall: str = "plain",
 ) -> tuple[PartsConfig, Objective, Recipe]:
     """Return the networks' shapes, the objective and the recipe of a "small" network or of the "paper"'s.
 
-    Raises: BookError for another name.
+    ``wall`` is what stands behind people, "plain", "gradient" or "photo": a small network's head start goes by it.
+    Raises: BookError for another name of either.
     """
+    if wall not in HEAD_START:
+        raise BookError(f"wall {wall!r}", f"one of {', '.join(HEAD_START)}")
     if network not in ("small", "paper"):
         raise BookError(f"network {network!r}", "small or paper")
     is_paper = network == "paper"
@@ -608,7 +612,7 @@ def settings(
         else PartsConfig(image_size=image_size, n_parts=n_parts, covariance=covariance)
     )
     aim = replace(
-        paper_objective() if is_paper else Objective(),
+        paper_objective() if is_paper else Objective(head_start=HEAD_START[wall]),
         mi_target=mi_target,
         mi_slack=mi_slack,
         reconstruction=1.0 if reconstruction == "vgg19" else Objective.reconstruction,  # five layers add up

@@ -118,6 +118,7 @@ config, aim, recipe = story.settings(
     steps=steps,
     batch_size=batch_size,
     learning_rate=learning_rate,
+    wall=background if data == "bodies" else "photo",
 )
 
 # %%

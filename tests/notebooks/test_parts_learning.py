@@ -189,6 +189,10 @@ def test_settings_are_those_that_were_asked_for(page):
     assert config == page.PartsConfig(image_size=64, n_parts=5, covariance="diagonal")
     assert aim == page.Objective(mi_target=0.3, mi_slack=0.2)
     assert recipe == page.Recipe(7, 3, 0.5)
+    before_gradients = page.settings("small", **ASKED, wall="gradient")[1]
+    assert before_gradients == replace(aim, head_start=page.HEAD_START["gradient"])
+    with pytest.raises(BookError, match=r"wall 'brick'; wanted one of plain, gradient, photo"):
+        page.settings("small", **ASKED, wall="brick")
 
 
 def test_the_papers_settings_keep_its_weights_and_paces(page):
