@@ -794,8 +794,8 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
 # | size | 128 px, 25 parts | the same | 64 px, 25 parts; the paper's shapes by `network=paper` |
 # | decoder | | 256 channels at every size; the listed widths are ignored | falling widths, at both scales |
 # | shape code | full covariance | the same, mean over the last map | full covariance; the last map read place by place |
-# | appearance of a part | from the masked image | 25 encodings an image | pooled from one map; the plane through its colours is given as it is, see {doc}`parts_model` |
-# | generator | small hourglass | the same | the same, painting the difference to the planes |
+# | appearance of a part | from the masked image | 25 encodings an image | pooled from one map; the mean colour is given as it is |
+# | generator | small hourglass | the same | the same, painting the difference to the mean colours |
 # | reconstruction | perceptual, VGG-19 | pixels and five layers at 224 px | pixel pyramid; VGG-19 by `reconstruction=vgg19` |
 # | pairs | one is painted | the same | both are painted, each with the other's appearance |
 # | masks | | hard from the start, or soft | soft for four fifths of training, then straight-through |

@@ -100,7 +100,7 @@ def _check_run(run: Any, path: Path, measures: Sequence[str]) -> None:
 def runs(chapter: str) -> list[dict[str, Any]]:
     """Return all recorded runs of a chapter, by arm and seed, checked; BookError names a broken file."""
     found, rules = [], load_rules(chapter)
-    for path in (results_root() / "runs" / chapter).glob("*.json"):
+    for path in (results_root() / "runs" / chapter).glob("[!.]*.json"):  # not what another process is writing
         run = read_json(path)
         _check_run(run, path, rules.measures(run.get("arm", "")) if isinstance(run, dict) else ())
         found.append(run)

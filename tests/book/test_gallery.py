@@ -23,9 +23,7 @@ def book(tmp_path):
     """Return a book with one page: two rows of two flat images each, and one more picture."""
     rows = [np.full((2, 8, 8, 3), value, np.uint8) for value in (10, 200)]
     shown = [
-        picture(
-            *rows, alt="A dark row, a light one.", caption="Two & two.", rows=["dark", "light"]
-        ),
+        picture(*rows, alt="A dark row, a light one.", caption="Two & two.", rows=["dark", "light"]),
         picture(rows[0], alt="Two dark squares.", caption="Dark only."),
     ]
     outputs = [nbformat.v4.new_output("display_data", {"text/html": found.html}) for found in shown]

@@ -33,6 +33,12 @@ def test_a_run_keeps_everything(arguments):
     assert runs("demo")[0]["energy_wh"] == 700
 
 
+def test_what_another_process_is_writing_is_no_run_yet(arguments):
+    path = record("demo", "full", 3, VALUES, **arguments())
+    path.with_name(".full-s4.json.1234.json").write_text('{"half')
+    assert [run["seed"] for run in runs("demo")] == [3]
+
+
 def test_missing_runs_go_round_the_arms(arguments):
     assert missing("demo")[:4] == [("full", 0), ("plain", 0), ("full", 1), ("plain", 1)]
     record("demo", "full", 0, VALUES, **arguments())
