@@ -156,10 +156,11 @@ def load_split(
     clips: list[str] | None = None,
     small: bool = False,
 ) -> Dataset:
-    """Return a split of "bodies", rendered, or of one of ``REAL`` at ``data_root``, in pairs of like appearance.
+    """Return a split of "bodies", rendered, or of one of ``REAL`` at ``data_root``, in pairs of like
+    appearance.
 
-    ``background``, ``clips`` and ``small``, a few of them for a quick look, are for bodies.
-    Raises: BookError for other data, or data that cannot be used.
+    ``background``, ``clips`` and ``small``, a few of them for a quick look, are for bodies. Raises:
+    BookError for other data, or data that cannot be used.
     """
     if data in REAL:
         return load(data, split, image_size, root=data_root)
@@ -198,8 +199,9 @@ PALETTE = (
 
 
 def painted(ids: Tensor) -> Tensor:
-    """Return masks (B, H, W) of ids as images (B, 3, H, W) in [-1, 1]; ids beyond the palette begin it again,
-    pixels without a label (below 0) are black."""
+    """Return masks (B, H, W) of ids as images (B, 3, H, W) in [-1, 1]; ids beyond the palette begin it
+    again, pixels without a label (below 0) are black.
+    """
     colours = torch.tensor((*PALETTE, (0, 0, 0))) / 127.5 - 1
     rows = torch.where(ids < 0, len(PALETTE), ids % len(PALETTE)).cpu()
     return colours[rows].movedim(-1, 1)
@@ -284,13 +286,17 @@ def colour_and_place(images: Tensor, weight: float) -> Tensor:
 
 @torch.no_grad()
 def deep_features(images: Tensor, net: Backbone, stop: int, size: int) -> Tensor:
-    """Return the features (B, C, h, w) that ``net`` has after ``stop`` stages for images enlarged to ``size``."""
+    """Return the features (B, C, h, w) that ``net`` has after ``stop`` stages for images enlarged to
+    ``size``.
+    """
     resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
     return torch.cat([net.run(piece, stop=stop) for piece in resized.split(32)])
 
 
 class PixelClusters:
-    """k-means of feature maps: every pixel goes to the nearest of k centres that training pixels have found."""
+    """k-means of feature maps: every pixel goes to the nearest of k centres that training pixels have
+    found.
+    """
 
     def __init__(self, features: Tensor, k: int, seed: int, n_pixels: int = 40_000) -> None:
         rows = features.movedim(1, -1).flatten(0, -2)
@@ -467,7 +473,9 @@ def load_parts(path: Path, runtime: Runtime) -> PartsModel:
 
 
 def is_as_asked(known: dict, asked: dict) -> bool:
-    """Tell whether committed weights, by what their file says of them, were trained as asked: equal for every key of ``asked``."""
+    """Tell whether committed weights, by what their file says of them, were trained as asked: equal for
+    every key of ``asked``.
+    """
     return all(known[key] == json.loads(json.dumps(value)) for key, value in asked.items())
 
 
@@ -610,7 +618,9 @@ def mean_colours(
 
 
 def probe_r2(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float = 10.0) -> float:
-    """Return the mean R² with which a ridge regression of y on x (standardised) predicts test targets; below 0 is worse than a constant."""
+    """Return the mean R² with which a ridge regression of y on x (standardised) predicts test targets;
+    below 0 is worse than a constant.
+    """
     mean, std = x.mean(0), x.std(0) + 1e-6
     z, z_test = ((a - mean) / std for a in (x, x_test))
     w = torch.linalg.solve(z.T @ z + ridge * torch.eye(z.shape[1]), z.T @ (y - y.mean(0)))
@@ -639,11 +649,13 @@ def posteriors_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Poster
 
 # %%
 def information_bound(table: Tensor, who: Tensor, where: Tensor) -> Tensor:
-    """Return the mean log ratio of e^T of true pairs, the diagonal of (N, N), to its mean over these and foreign persons.
+    """Return the mean log ratio of e^T of true pairs, the diagonal of (N, N), to its mean over these and
+    foreign persons.
 
-    A pair is foreign if its persons ``who`` (N,) and its poses ``where`` (N,) both differ; all foreign images of a person
-    weigh as much as the true pair. In expectation at most the mutual information, in nats, and at most the log of the
-    number of persons. Source: van den Oord et al. 2018, Sec. 2.3; the weights by Jensen's inequality.
+    A pair is foreign if its persons ``who`` (N,) and its poses ``where`` (N,) both differ; all foreign
+    images of a person weigh as much as the true pair. In expectation at most the mutual information, in
+    nats, and at most the log of the number of persons. Source: van den Oord et al. 2018, Sec. 2.3; the
+    weights by Jensen's inequality.
     """
     same = (who[:, None] == who).to(table.dtype)
     foreign = (who[:, None] != who) & (where[:, None] != where)
@@ -661,10 +673,12 @@ def information(
     steps: int = 1200,
     n_critics: int = 3,
 ) -> float:
-    """Return nats about y (N, k) in drawn codes of "test" people, as critics find them that have learned on "train".
+    """Return nats about y (N, k) in drawn codes of "test" people, as critics find them that have learned on
+    "train".
 
-    The mean of ``n_critics``. Of twelve moments of the training of each the best on "validation" counts; if none is
-    better there than the constant critic, it found 0. ``who`` and ``where`` (N,) as in :func:`information_bound`.
+    The mean of ``n_critics``. Of twelve moments of the training of each the best on "validation" counts; if
+    none is better there than the constant critic, it found 0. ``who`` and ``where`` (N,) as in
+    :func:`information_bound`.
     """
     mean, std = y["train"].mean(0), y["train"].std(0) + 1e-6
     q = codes["train"]
@@ -720,9 +734,11 @@ NEW_SHAPES = {"train": 960, "validation": 160, "test": 160}  # each in two looks
 
 
 def new_people(image_size: int, background: str, clips: list[str], small: bool = False) -> dict[str, Dataset]:
-    """Return bodies that no model has met, for the critic and the probe to learn from, to choose by and to be read on.
+    """Return bodies that no model has met, for the critic and the probe to learn from, to choose by and to
+    be read on.
 
-    Two thousand people to learn from: one who knows the hundred that models are trained on learns them by heart.
+    Two thousand people to learn from: one who knows the hundred that models are trained on learns them by
+    heart.
     """
     options = {"background": background, "pairs": "pose", "seed": 1} | ({"clips": clips} if clips else {})
     shapes = dict.fromkeys(NEW_SHAPES, 3) if small else NEW_SHAPES

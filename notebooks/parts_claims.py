@@ -154,7 +154,9 @@ N_CLUSTERED = 200  # training images that k-means sees
 
 
 def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return (arm, seed) wave by wave, and within a wave seed by seed: a ledger that ends early leaves whole pairs."""
+    """Return (arm, seed) wave by wave, and within a wave seed by seed: a ledger that ends early leaves
+    whole pairs.
+    """
 
     def place(pair: tuple[str, int]) -> tuple[int, int]:
         wave = next((i for i, arms in enumerate(WAVES) if pair[0] in arms), len(WAVES))
@@ -225,8 +227,9 @@ def describe(
     stage: int = STAGE,
     enlarged: int = ENLARGED,
 ) -> Tensor:
-    """Return what k-means sees of images: "colour" (and place, which weighs ``place``), or "features" after ``stage`` stages of the
-    network that sees images ``enlarged`` times."""
+    """Return what k-means sees of images: "colour" (and place, which weighs ``place``), or "features" after
+    ``stage`` stages of the network that sees images ``enlarged`` times.
+    """
     if kind == "colour":
         return colour_and_place(images, place)
     net = efficientnet_lite0(True).eval() if bench.pretrained else SmallCNN().eval()
@@ -244,7 +247,9 @@ CHOSEN = {  # by the trials on validation, for each wall; those of gradients are
 
 
 def cluster(bench: Bench, kind: str, seed: int, **options) -> tuple[dict[str, Tensor], float]:
-    """Return the clusters of "validation" and "test" pixels as parts (N, S, S), and the mean squared distance that k-means lowers."""
+    """Return the clusters of "validation" and "test" pixels as parts (N, S, S), and the mean squared
+    distance that k-means lowers.
+    """
     train = bench.splits["train"]
     rows = torch.randperm(len(train), generator=derived_generator(seed, "clustered"))[:N_CLUSTERED]
     features = describe(bench, kind, train.images(rows), **options)
@@ -258,7 +263,9 @@ def cluster(bench: Bench, kind: str, seed: int, **options) -> tuple[dict[str, Te
 
 
 def run_clusters(bench: Bench, name: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the measures of k-means with one seed, and what :func:`cvlib.claims.record` wants to know beside them."""
+    """Return the measures of k-means with one seed, and what :func:`cvlib.claims.record` wants to know
+    beside them.
+    """
     start = time.monotonic()
     parts, distance = cluster(bench, ARMS[name].clusters, seed, **CHOSEN[name])
     beside = {"losses": [distance], "curve": [], "peak_mb": peak_mb(bench.runtime.device)}
@@ -509,7 +516,8 @@ MARGIN = 0.05
 def leads(
     found: dict[int, float], rivals: list[dict[int, float]], margin: float = MARGIN
 ) -> dict[int, tuple[float, bool]]:
-    """Return by how much each seed is above its best rival of that seed, and whether that is more than ``margin``.
+    """Return by how much each seed is above its best rival of that seed, and whether that is more than
+    ``margin``.
 
     Seeds that a rival has not run are left out.
     """
@@ -574,7 +582,9 @@ if by_wall:
 
 # %%
 def told(comparison: dict[str, Any]) -> str:
-    """Return a decided comparison in words: the two sides with their means, the difference [low, high], and what became of it."""
+    """Return a decided comparison in words: the two sides with their means, the difference [low, high], and
+    what became of it.
+    """
     right = comparison.get("against_measure") or comparison["measure"]
     left = f"`{comparison['arm']}` {comparison['arm_mean']:.3g}"
     if isinstance(comparison["against"], str):

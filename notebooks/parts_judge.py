@@ -31,7 +31,7 @@
 #
 # | scale | command | what it needs |
 # |---|---|---|
-# | quick, and all there is | `papermill notebooks/parts_judge.ipynb out.ipynb` | seconds of one CPU core: two dozen people are drawn |
+# | quick, and all there is | `papermill notebooks/parts_judge.ipynb out.ipynb` | seconds of one CPU core: 48 pictures of people are drawn |
 #
 # Reading time: 8 minutes.
 
@@ -128,7 +128,9 @@ def lay_out(
 
 # %%
 def fit_scores(bench: Bench, parts: dict[str, Tensor]) -> dict[str, float]:
-    """Return how well parts (N, S, S) of "validation" and "test" images fit labels and joints, by the story's measures."""
+    """Return how well parts (N, S, S) of "validation" and "test" images fit labels and joints, by the
+    story's measures.
+    """
     n_parts = bench.config.n_parts
     result = grade(parts, bench.labels, n_parts, len(MERGED))
     joints = {name: bench.splits[name].joints for name in parts}
@@ -164,7 +166,9 @@ N_WARPED = 320  # test images that are warped, at every check of every run
 
 
 def part_iou(a: Tensor, b: Tensor, region: Tensor) -> float:
-    """Return the IoU of two maps of parts (N, H, W) on the pixels of ``region`` (N, H, W), all parts together."""
+    """Return the IoU of two maps of parts (N, H, W) on the pixels of ``region`` (N, H, W), all parts
+    together.
+    """
     same = int(((a == b) & region).sum())
     return same / (2 * int(region.sum()) - same)
 
@@ -179,7 +183,8 @@ def small_warps(n: int, generator: torch.Generator) -> Tensor:
 
 
 def equivariance(segment: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, warps: Tensor) -> float:
-    """Return the IoU of warped maps of parts with the maps of warped images, on warped bodies (``labels`` above 0).
+    """Return the IoU of warped maps of parts with the maps of warped images, on warped bodies (``labels``
+    above 0).
 
     ``segment`` gives ids (N, S, S) for images (N, 3, S, S); ``warps`` are affine, (N, 2, 3).
     """
@@ -293,7 +298,8 @@ def givers(person: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def colour_error(a: Tensor, labels_a: Tensor, b: Tensor, labels_b: Tensor) -> float:
-    """Return the mean absolute difference of the mean colours of images a and b (N, 3, S, S) under equal labels.
+    """Return the mean absolute difference of the mean colours of images a and b (N, 3, S, S) under equal
+    labels.
 
     In units of [-1, 1], over the labels of the body that both images of a pair show.
     """
@@ -311,7 +317,8 @@ def swap_scores(
     labels: Tensor,
     donors: tuple[Tensor, Tensor],
 ) -> dict[str, float]:
-    """Return how paintings ``made`` (N, 3, S, S) of the shapes of images in the appearance of ``donors[0]`` turned out.
+    """Return how paintings ``made`` (N, 3, S, S) of the shapes of images in the appearance of ``donors[0]``
+    turned out.
 
     ``donors[1]`` are those of third persons. IoU on the pixels of either body.
     """
@@ -328,7 +335,9 @@ def swap_scores(
 
 @torch.no_grad()
 def paint_swapped(model: PartsModel, images: Tensor, giver: Tensor, runtime: Runtime) -> Tensor:
-    """Return paintings (N, 3, S, S) of every image's parts in the appearance of the image ``giver`` (N,) gives it."""
+    """Return paintings (N, 3, S, S) of every image's parts in the appearance of the image ``giver`` (N,)
+    gives it.
+    """
     made = []
     for x, y in zip(images.split(64), images[giver].split(64), strict=True):
         x, y = x.to(runtime.device), y.to(runtime.device)
@@ -402,7 +411,9 @@ table(
 # %%
 @torch.no_grad()
 def softness(model: PartsModel, images: Tensor, runtime: Runtime) -> dict[str, float]:
-    """Return entropy (nats) and variance of the parts' maps ([-1, 1] squared), means over images and parts; equal noise in all runs."""
+    """Return entropy (nats) and variance of the parts' maps ([-1, 1] squared), means over images and parts;
+    equal noise in all runs.
+    """
     h, v = [], []
     with isolated_rng(seed_from("softness")):
         for piece in images.split(64):
@@ -413,7 +424,9 @@ def softness(model: PartsModel, images: Tensor, runtime: Runtime) -> dict[str, f
 
 
 def late_mean(history: list[dict[str, Any]], name: str, share: float = 0.25) -> float:
-    """Return the mean of a column over the last ``share`` of the steps; each row stands for the steps since the one before."""
+    """Return the mean of a column over the last ``share`` of the steps; each row stands for the steps since
+    the one before.
+    """
     rows = [row for row in history if name in row]
     ends = [row["step"] for row in rows]
     since = dict(zip(ends, [0, *ends[:-1]], strict=True))

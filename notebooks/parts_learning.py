@@ -103,11 +103,13 @@ rng = torch.Generator().manual_seed(seed)
 class Objective:
     """What is asked of the model, and when.
 
-    Between ``begin`` and ``finish`` (in parts of the run) the weights of the categorical prior and of the head start (the
-    grid of :func:`grid_places`, added to all logits; 0 for none) fall to nothing and those of sharpness and concentration rise geometrically from their first value to their second. Until ``soft_until`` masks are soft, then
-    straight-through. ``reconstruction`` multiplies the paper's weight: plain differences are smaller numbers than those of
-    VGG's five layers. ``both_ways`` paints both images of a pair, each from the other's appearance; the paper paints the
-    first. ``is_routed=False`` lets the priors into the encoder: one summed loss.
+    Between ``begin`` and ``finish`` (in parts of the run) the weights of the categorical prior and of the
+    head start (the grid of :func:`grid_places`, added to all logits; 0 for none) fall to nothing and those
+    of sharpness and concentration rise geometrically from their first value to their second. Until
+    ``soft_until`` masks are soft, then straight-through. ``reconstruction`` multiplies the paper's weight:
+    plain differences are smaller numbers than those of VGG's five layers. ``both_ways`` paints both images
+    of a pair, each from the other's appearance; the paper paints the first. ``is_routed=False`` lets the
+    priors into the encoder: one summed loss.
     """
 
     mi_target: float = 0.1
@@ -150,7 +152,9 @@ class Objective:
 
 
 def paper_objective() -> Objective:
-    """Return the paper's weights (authors' code: CUB), and its edits between restarts as one schedule: sharpness late."""
+    """Return the paper's weights (authors' code: CUB), and its edits between restarts as one schedule:
+    sharpness late.
+    """
     return Objective(
         r_range=(-3.0, 7.5),
         r_pace=0.05,
@@ -168,8 +172,9 @@ def paper_objective() -> Objective:
 
 
 def pyramid_distance(x: Tensor, y: Tensor, levels: int = 3) -> Tensor:
-    """Return how far images (B, 3, H, W) in [-1, 1] lie apart, (B,): at each of ``levels`` sizes, the mean of |d| + d² and of
-    half the difference between neighbouring d."""
+    """Return how far images (B, 3, H, W) in [-1, 1] lie apart, (B,): at each of ``levels`` sizes, the mean
+    of |d| + d² and of half the difference between neighbouring d.
+    """
     total = x.new_zeros(len(x))
     for level in range(levels):
         d = F.avg_pool2d(x - y, 2**level)
@@ -179,9 +184,11 @@ def pyramid_distance(x: Tensor, y: Tensor, levels: int = 3) -> Tensor:
 
 
 class VggDistance(nn.Module):
-    """Distance (B,) of images: mean absolute differences of the pixels and of VGG-19 from relu1_2 to relu5_2, added.
+    """Distance (B,) of images: mean absolute differences of the pixels and of VGG-19 from relu1_2 to
+    relu5_2, added.
 
-    In units of [-1, 1], as :func:`pyramid_distance`. The paper resizes to 256 px and crops 224 at random: ``side``.
+    In units of [-1, 1], as :func:`pyramid_distance`. The paper resizes to 256 px and crops 224 at random:
+    ``side``.
     """
 
     LAYERS = ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2")
@@ -209,7 +216,8 @@ def detached_call(module: nn.Module, *inputs: Tensor) -> Tensor:
 
 # %%
 class PartsModel(nn.Module):
-    """Everything that learns, and the duals. Source: Braun et al. 2020; the routing as in the authors' code.
+    """Everything that learns, and the duals. Source: Braun et al. 2020; the routing as in the authors'
+    code.
 
     ``distance(x, y)`` (B,) compares what is painted with what should be.
     """
@@ -250,7 +258,9 @@ class PartsModel(nn.Module):
         return total, {"entropy": h.detach(), "spread": v.detach()}
 
     def losses(self, x1: Tensor, x2: Tensor, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the losses of pairs of images (B, 3, S, S), by name, and values to log; their sum is to be descended."""
+        """Return the losses of pairs of images (B, 3, S, S), by name, and values to log; their sum is to be
+        descended.
+        """
         objective, b = self.objective, len(x1)
         weights = objective.at(progress)
         self.head_start.fill_(weights["head_start"])
@@ -327,7 +337,9 @@ class PartsModel(nn.Module):
 
 # %%
 def moved_by(model: PartsModel, losses: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return, for each loss by name, the flat gradient of each network (a vector; zeros where the loss does not reach)."""
+    """Return, for each loss by name, the flat gradient of each network (a vector; zeros where the loss does
+    not reach).
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for name, loss in losses.items():
         found[name] = {}
@@ -460,7 +472,9 @@ say(
 
 # %%
 class Album(nn.Module):
-    """Snapshots of masks, uint8 (n, B, S, S), and the steps they were taken at; a buffer, so that a resumed run has them."""
+    """Snapshots of masks, uint8 (n, B, S, S), and the steps they were taken at; a buffer, so that a resumed
+    run has them.
+    """
 
     def __init__(self, n: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -468,7 +482,9 @@ class Album(nn.Module):
         self.register_buffer("steps", torch.zeros(n, dtype=torch.long))
 
     def put(self, ids: Tensor, step: int) -> None:
-        """Keep masks (B, S, S) of ``step`` on the first free page; beyond the last there is no room, and nothing is kept."""
+        """Keep masks (B, S, S) of ``step`` on the first free page; beyond the last there is no room, and
+        nothing is kept.
+        """
         free = (self.steps == 0).nonzero()
         if len(free):
             self.pages[free[0, 0]] = ids.to(self.pages)
@@ -495,7 +511,9 @@ def parts_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Tensor:
 
 
 def parts_step(model: PartsModel, optimizer: torch.optim.Optimizer, runtime: Runtime, steps: int):
-    """Return ``step(batch, t) -> parts``; a batch holds "image" and "partner". The duals move after the weights."""
+    """Return ``step(batch, t) -> parts``; a batch holds "image" and "partner". The duals move after the
+    weights.
+    """
 
     def step(batch: dict, t: int) -> dict[str, Tensor]:
         with runtime.autocast():
@@ -541,8 +559,9 @@ def train_parts(
 ):
     """Return the trained model, its album and the result of :func:`cvlib.train.fit`.
 
-    ``watched`` (N, 3, S, S) are images that are segmented ``n_checks`` times, with labels ``truth`` (N, S, S) of which only a
-    curve is drawn, beside what ``measure(model)`` gives; the first ``n_kept`` go into the album. ``stop`` ends a run early.
+    ``watched`` (N, 3, S, S) are images that are segmented ``n_checks`` times, with labels ``truth`` (N, S,
+    S) of which only a curve is drawn, beside what ``measure(model)`` gives; the first ``n_kept`` go into
+    the album. ``stop`` ends a run early.
     """
     described = {"seed": seed, "config": asdict(config), "objective": asdict(objective), **asdict(recipe)}
     described |= {"data": train.hash, "reconstruction": reconstruction, "precision": runtime.precision}
@@ -598,8 +617,8 @@ def settings(
 ) -> tuple[PartsConfig, Objective, Recipe]:
     """Return the networks' shapes, the objective and the recipe of a "small" network or of the "paper"'s.
 
-    ``wall`` is what stands behind people, "plain", "gradient" or "photo": a small network's head start goes by it.
-    Raises: BookError for another name of either.
+    ``wall`` is what stands behind people, "plain", "gradient" or "photo": a small network's head start goes
+    by it. Raises: BookError for another name of either.
     """
     if wall not in HEAD_START:
         raise BookError(f"wall {wall!r}", f"one of {', '.join(HEAD_START)}")

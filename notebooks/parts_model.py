@@ -74,14 +74,15 @@ rng = torch.Generator().manual_seed(seed)
 # %%
 @dataclass(frozen=True)
 class PartsConfig:
-    """The networks' shapes; :func:`paper_config` has the paper's. Widths go from the largest grid to the smallest,
-    but for the decoder, which begins with the smallest.
+    """The networks' shapes; :func:`paper_config` has the paper's. Widths go from the largest grid to the
+    smallest, but for the decoder, which begins with the smallest.
 
-    ``shape_head``: "grid" reads the last map place by place, "mean" its mean, as the paper. ``appearance``: "masked"
-    encodes every masked part alone, as the paper; "shared" pools one map of features under the masks, which costs as
-    many times less as there are parts, but lets a part see over its edge by half a receptive field. ``has_colour`` gives
-    a part's mean colour to the generator as it is, which then paints the difference to it; the paper's learns to.
-    Raises: BookError for other names, or sizes that do not fit.
+    ``shape_head``: "grid" reads the last map place by place, "mean" its mean, as the paper. ``appearance``:
+    "masked" encodes every masked part alone, as the paper; "shared" pools one map of features under the
+    masks, which costs as many times less as there are parts, but lets a part see over its edge by half a
+    receptive field. ``has_colour`` gives a part's mean colour to the generator as it is, which then paints
+    the difference to it; the paper's learns to. Raises: BookError for other names, or sizes that do not
+    fit.
     """
 
     image_size: int = 64
@@ -119,7 +120,9 @@ class PartsConfig:
 
 
 def paper_config(n_parts: int = 25, image_size: int = 128) -> PartsConfig:
-    """Return the paper's shapes (authors' code: cub, deepfashion and pennaction agree), with the decoder's nominal widths."""
+    """Return the paper's shapes (authors' code: cub, deepfashion and pennaction agree), with the decoder's
+    nominal widths.
+    """
     widths = (32, 64, 128, 128, 256, 256)
     return PartsConfig(
         image_size=image_size,
@@ -177,10 +180,11 @@ class ResidualConv(nn.Module):
 
 
 class ConvStack(nn.Module):
-    """Map (B, dim_in, H, W) to (B, widths[-1], h, w): a convolution for each width, of stride 2 from the second on.
+    """Map (B, dim_in, H, W) to (B, widths[-1], h, w): a convolution for each width, of stride 2 from the
+    second on.
 
-    ``first_stride`` is that of the first; after each stand ``blocks[0]`` residual blocks (or a SiLU if there are none),
-    after the last one ``blocks[1]`` more.
+    ``first_stride`` is that of the first; after each stand ``blocks[0]`` residual blocks (or a SiLU if
+    there are none), after the last one ``blocks[1]`` more.
     """
 
     def __init__(
@@ -218,8 +222,8 @@ class Posterior:
 class ShapeEncoder(nn.Module):
     """Map images (B, 3, S, S) in [-1, 1] to the :class:`Posterior` of their shape codes.
 
-    The diagonal of L is exp(raw); an entry of row i below it is divided by √(i + 1), so that all rows begin with like
-    variance (authors' code). ``SIGMA`` is the deviation that training begins with.
+    The diagonal of L is exp(raw); an entry of row i below it is divided by √(i + 1), so that all rows begin
+    with like variance (authors' code). ``SIGMA`` is the deviation that training begins with.
     """
 
     SIGMA = 0.3
@@ -293,7 +297,9 @@ class SegmentationDecoder(nn.Module):
 
 
 def multiply_adds(function: Callable[[], object]) -> float:
-    """Return how many multiply-adds the matrix products and convolutions of a call take (two operations each)."""
+    """Return how many multiply-adds the matrix products and convolutions of a call take (two operations
+    each).
+    """
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() / 2
@@ -331,7 +337,8 @@ say(
 
 # %%
 def hard_masks(soft: Tensor) -> Tensor:
-    """Return one-hot masks (B, P, H, W) of soft ones that sum to 1 over P; the gradient is that of the soft ones.
+    """Return one-hot masks (B, P, H, W) of soft ones that sum to 1 over P; the gradient is that of the soft
+    ones.
 
     A tie goes to the part with the lowest number, never to two.
     """
@@ -342,7 +349,8 @@ def hard_masks(soft: Tensor) -> Tensor:
 class AppearanceEncoder(nn.Module):
     """Map images to appearance vectors: of the whole image, or of each of its parts.
 
-    With ``config.has_colour`` the first three numbers are the mean colour as it is; the network gives the rest.
+    With ``config.has_colour`` the first three numbers are the mean colour as it is; the network gives the
+    rest.
     """
 
     def __init__(self, config: PartsConfig) -> None:
@@ -356,7 +364,9 @@ class AppearanceEncoder(nn.Module):
         return self.of_parts(x, torch.ones_like(x[:, :1]))[:, 0]
 
     def of_parts(self, x: Tensor, masks: Tensor) -> Tensor:
-        """Return a vector for each part, (B, P, d); masks (B, P, S, S). A part without a pixel has mid-grey and a constant."""
+        """Return a vector for each part, (B, P, d); masks (B, P, S, S). A part without a pixel has mid-grey
+        and a constant.
+        """
         if self.is_shared:
             h = self.stack(x)
             weights = F.adaptive_avg_pool2d(masks, h.shape[2:]).to(h.dtype)
@@ -373,7 +383,9 @@ class AppearanceEncoder(nn.Module):
 
 
 def assembled(masks: Tensor, alpha: Tensor) -> Tensor:
-    """Return at each pixel the appearance of its part, (B, d, H, W), for masks (B, P, H, W) and alpha (B, P, d)."""
+    """Return at each pixel the appearance of its part, (B, d, H, W), for masks (B, P, H, W) and alpha (B,
+    P, d).
+    """
     return torch.einsum("bphw,bpd->bdhw", masks, alpha)
 
 
@@ -450,7 +462,9 @@ class Residual(nn.Module):
 
 
 class Critic(nn.Module):
-    """T(π, α), (A, B) for A codes and B appearances: inner products of embeddings, over the root of their width."""
+    """T(π, α), (A, B) for A codes and B appearances: inner products of embeddings, over the root of their
+    width.
+    """
 
     def __init__(self, dim_pi: int, dim_alpha: int, width: int, n_blocks: int) -> None:
         super().__init__()
@@ -465,7 +479,8 @@ class Critic(nn.Module):
 
 
 def critic_loss(table: Tensor, foreign: Tensor) -> Tensor:
-    """Return the logistic loss of T (B, B): of true pairs, on the diagonal, and of those that ``foreign`` (B, B) marks.
+    """Return the logistic loss of T (B, B): of true pairs, on the diagonal, and of those that ``foreign``
+    (B, B) marks.
 
     Without a foreign pair the true ones are all there is.
     """
@@ -530,7 +545,9 @@ class Duals(nn.Module):
 
     @torch.no_grad()
     def update(self, g: Tensor, excess: Tensor) -> None:
-        """Raise λ by 4 g, never below 0, and r by ``r_pace`` times ``excess`` = C₁ - target, within its range."""
+        """Raise λ by 4 g, never below 0, and r by ``r_pace`` times ``excess`` = C₁ - target, within its
+        range.
+        """
         self.lam.add_(4 * g).clamp_(min=0)
         self.r.add_(self.r_pace * excess).clamp_(self.r_min, self.r_max)
 
@@ -617,7 +634,9 @@ def mumford_shah(soft: Tensor, a: float = 1e-2, ceiling: float = 1.0) -> Tensor:
 
 
 def outside_patch(soft: Tensor, side: float) -> Tensor:
-    """Return the mass of masks (B, P, H, W) outside a window of ``side`` (in images) around each part's centre, (B,)."""
+    """Return the mass of masks (B, P, H, W) outside a window of ``side`` (in images) around each part's
+    centre, (B,).
+    """
     centre, _ = centres(soft.detach())
     distance = (coordinates(*soft.shape[2:]).to(soft) - centre[..., None, None]).abs().amax(2)
     return (soft * (distance > side)).sum((1, 2, 3))  # the image is 2 wide: half a window is `side`
@@ -714,7 +733,9 @@ say(
 
 # %%
 def grid_places(n_parts: int, side: int, depth: float = 6.0) -> Tensor:
-    """Return logits (P, side, side) that give each part a cell of a grid: near 0 in its own, about -2 in the next, ``-depth`` far off."""
+    """Return logits (P, side, side) that give each part a cell of a grid: near 0 in its own, about -2 in
+    the next, ``-depth`` far off.
+    """
     columns = math.ceil(n_parts**0.5)
     rows = math.ceil(n_parts / columns)
     cell = torch.arange(n_parts)

@@ -188,7 +188,9 @@ picture(
 
 # %%
 def redress(alpha: Tensor, donor: Tensor, assignment: Tensor, label: int) -> Tensor:
-    """Return appearances (B, P, d) that are ``donor``'s in the parts assigned to a label and ``alpha``'s elsewhere."""
+    """Return appearances (B, P, d) that are ``donor``'s in the parts assigned to a label and ``alpha``'s
+    elsewhere.
+    """
     return torch.where((assignment == label).to(alpha.device)[:, None], donor, alpha)
 
 
@@ -212,7 +214,8 @@ picture(
 
 # %%
 def edit_locality(model: PartsModel, ids: Tensor, alpha: Tensor, donor: Tensor, reach: int = 0) -> Tensor:
-    """Return, for each part, the share of all change that lies inside it when only its appearance is replaced, (P,).
+    """Return, for each part, the share of all change that lies inside it when only its appearance is
+    replaced, (P,).
 
     NaN for parts without a pixel or without a change. ``reach`` widens a part by that many pixels.
     """
