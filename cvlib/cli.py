@@ -78,6 +78,21 @@ def sync(check: bool, adopt: str | None, folder: str) -> None:
         click.echo(f"wrote {path}")
 
 
+@commands.command()
+def reword() -> None:
+    """Bring the words of executed copies up to their pages, where the code is the one that was run."""
+    from cvlib.pages import rewording
+
+    notebooks, chapters = Path("notebooks"), Path("book/chapters")
+    for path in rewording.reword(notebooks, chapters):
+        click.echo(f"reworded {path}")
+    for copy in rewording.copies(notebooks, chapters):
+        if copy.changed:
+            click.echo(
+                f"{copy.path}: {copy.changed} of {copy.n_cells} cells of code have changed since it was run"
+            )
+
+
 def _value(text: str) -> Any:
     """Return a parameter's value by the rule of ``papermill -p``: a constant, an int, a float or the text."""
     constants = {"True": True, "False": False, "None": None}

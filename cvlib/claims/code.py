@@ -10,7 +10,7 @@ from pathlib import Path
 from cvlib.claims.store import repository
 from cvlib.errors import BookError
 
-__all__ = ["code_hash"]
+__all__ = ["code_hash", "meaning"]
 
 
 def code_hash(paths: Iterable[str], root: Path | None = None) -> str:
@@ -26,6 +26,21 @@ def code_hash(paths: Iterable[str], root: Path | None = None) -> str:
         for label, text in _sources(entry, root or repository()):
             digest.update(f"{label}\n{text}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def meaning(source: str) -> str:
+    """Return a text that two pieces of Python share if they differ in comments, docstrings and layout only.
+
+    What is no Python, such as a cell with a magic, means itself.
+
+    >>> meaning("def f(x):\n    'Twice.'\n    return 2 * x  # fast") == meaning("def f(x): return (2 * x)")
+    True
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    return "\n".join(map(_plain, _without_docstring(tree.body)))
 
 
 def _sources(entry: str, root: Path) -> Iterable[tuple[str, str]]:

@@ -23,6 +23,7 @@ import yaml
 from cvlib.errors import BookError
 from cvlib.pages.gallery import cards
 from cvlib.pages.reference import package_page, packages
+from cvlib.pages.rewording import copies_table
 
 __all__ = ["PAGE_LIMIT", "build", "check_built", "own_size", "stage", "toc_pages"]
 
@@ -55,6 +56,7 @@ def _generated() -> dict[str, Callable[[], str]]:
     return {
         "scoreboard": _scoreboard,
         "gallery": lambda: cards(ROOT / "book"),
+        "copies": lambda: copies_table(ROOT / "notebooks", ROOT / "book" / "chapters"),
         "assets": table_markdown,
         "changelog": lambda: changes,
     }

@@ -79,7 +79,8 @@ def test_a_page_that_never_ran_is_refused(source, tmp_path):
 def test_an_unknown_mark_is_refused(source, tmp_path):
     (source / "index.md").write_text("<!-- generated: score -->\n")
     with pytest.raises(
-        BookError, match=r"generated: score in index.md; wanted one of assets, changelog, gallery, scoreboard"
+        BookError,
+        match=r"generated: score in index.md; wanted one of assets, changelog, copies, gallery, scoreboard",
     ):
         book.stage(source, tmp_path / "stage")
 
