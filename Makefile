@@ -103,8 +103,9 @@ test-quick: assets ## Run every page at quick scale, as a reader does
 verify-results: assets ## Replay the first steps of CHAPTER's runs whose code has changed
 	@$(BIN)/cvlib verify $(CHAPTER)
 
-sync: $(STAMP) ## Make the notebooks from their percent scripts
+sync: $(STAMP) ## Make the notebooks from their percent scripts, and mend the words of executed copies
 	@$(BIN)/cvlib sync
+	@$(BIN)/cvlib reword
 
 format: $(STAMP) ## Format code and pages, then make the notebooks again
 	@$(BIN)/ruff check --fix cvlib tests notebooks
