@@ -60,6 +60,7 @@ from cvlib.nn.experts import (
 from cvlib.nn.framed import FRAME, FrameReader, lay_out, lift
 from cvlib.nn.refining import shrink
 from cvlib.nn.vae import VectorAutoencoder, calibrated_nll
+from cvlib.notebooks import taming  # the adaptive weight is explained there
 from cvlib.pages import begin
 from cvlib.show import figure, look, picture, say, show, table
 from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
@@ -96,7 +97,6 @@ if page.smoke:  # prove in seconds that every cell runs; nothing is learned
 runtime = Runtime(device=device, precision=precision)
 plain = Runtime(device=device, precision="fp32" if runtime.device.type == "cpu" else precision)
 seed_everything(seed)
-taming = page.definitions("taming")  # the adaptive weight is explained there
 unknown = sorted(set(made) - {"autoencoder", "namer", "judge"})
 if unknown:
     raise BookError(f"expert {', '.join(unknown)}", "some of autoencoder, namer, judge")

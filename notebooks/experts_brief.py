@@ -64,7 +64,6 @@ record = False  # True writes the weights to book/results/weights
 # %%
 page = begin("experts_brief", globals())
 experts = page.definitions("experts")
-experts.taming = page.definitions("taming")
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, n_concepts = min(steps, 2), 4, 22
 runtime = Runtime(device=device, precision=precision)

@@ -78,7 +78,6 @@ replay = False  # True replays the first 20 steps of runs whose code has changed
 # %%
 page = begin("invariances_claims", globals())
 experts = page.definitions("experts")
-experts.taming = page.definitions("taming")
 if page.smoke:
     batch_size, n_blocks, width, n_views, n_concepts = 16, 2, 16, 1, 15
 runtime = Runtime(device=device, precision=precision)

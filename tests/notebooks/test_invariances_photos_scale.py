@@ -6,15 +6,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from cvlib.data import load
 from cvlib.errors import BookError
 from cvlib.nn.backbones import BatchNorm, ResNet, alexnet_layers, resnet101_layers
 from cvlib.pages import definitions
+from cvlib.pages.parameters import check_parameters, notebook_parameters
 from cvlib.pages.running import run_page
 from tests import layouts_photographs as layouts
 from tests import tiny_study
@@ -26,6 +29,11 @@ SIDE = 16
 @pytest.fixture(scope="module")
 def page():
     return definitions(ROOT / "notebooks" / "invariances_photos.py")
+
+
+@pytest.fixture(scope="module")
+def experts():
+    return definitions(ROOT / "notebooks" / "experts_photos.py")
 
 
 @pytest.fixture
@@ -46,9 +54,9 @@ def synsets_of(part):
     return [part.label_names["class"][k].split()[0] for k in part.labels["class"]]
 
 
-def test_crops_of_imagenet_are_the_middles_of_its_canvases(page, root):
+def test_crops_of_imagenet_are_the_middles_of_its_canvases(experts, root):
     rows = layouts.imagenet(root)
-    parts = page.load_parts("imagenet", str(root), "", SIDE)
+    parts = experts.load_parts("imagenet", str(root), "", SIDE)
     assert list(parts) == ["train", "validation", "test"] and len(parts["train"]) == 59
     assert synsets_of(parts["test"]) == [row.synset for row in rows if row.half == "validation"]
     canvases = load("imagenet", "test", 24, root=str(root)).images(torch.arange(10))
@@ -57,14 +65,14 @@ def test_crops_of_imagenet_are_the_middles_of_its_canvases(page, root):
     assert torch.equal(batch["class"], parts["train"].labels["class"][batch["index"]])
 
 
-def test_faces_of_ten_animals_are_chosen_by_a_parameter(page, root):
+def test_faces_of_ten_animals_are_chosen_by_a_parameter(experts, root):
     found = layouts.animal_faces(root, root.parent / "imagenet")
     # of its own ten photographs none would be left for validation
     (root / "restricted_animalfaces_train.txt").write_bytes(
         (root / "shared_animalfaces_train.txt").read_bytes()
     )
     for subset, of in (("", "shared"), ("restricted", "restricted")):
-        test = page.load_parts("animal_faces", str(root), subset, SIDE)["test"]
+        test = experts.load_parts("animal_faces", str(root), subset, SIDE)["test"]
         assert synsets_of(test) == [row.synset for row in found[of, "test"]]
 
 
@@ -74,9 +82,9 @@ def folder(root, names):
     return str(root)
 
 
-def test_a_folder_of_ones_own_has_its_subfolders_for_classes(page, root):
+def test_a_folder_of_ones_own_has_its_subfolders_for_classes(experts, root):
     names = [f"{split}/{kind}/{k}.png" for split in ("train", "val", "test") for kind in "ab" for k in "12"]
-    parts = page.load_parts("image_folder", folder(root, names), "", SIDE)
+    parts = experts.load_parts("image_folder", folder(root, names), "", SIDE)
     assert parts["test"].labels["class"].tolist() == [0, 0, 1, 1]
     assert not any(part.source.flip for part in parts.values())  # a mirror is a factor, and told
 
@@ -89,22 +97,22 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_cannot_be_loaded_is_told(page, root, case):
+def test_what_cannot_be_loaded_is_told(experts, root, case):
     data, subset, words = ERRORS[case]
     with pytest.raises(BookError, match=words) as told:
-        page.load_parts(data, "", subset, SIDE)
+        experts.load_parts(data, "", subset, SIDE)
     assert "\n" not in str(told.value)
 
 
-def test_classes_must_be_there_and_the_same_in_all_splits(page, root):
+def test_classes_must_be_there_and_the_same_in_all_splits(experts, root):
     layouts.animal_faces(root, root.parent / "imagenet")
     with pytest.raises(BookError, match="subset 'disjoint': splits of different classes; wanted the same"):
-        page.load_parts("animal_faces", str(root), "disjoint", SIDE)
+        experts.load_parts("animal_faces", str(root), "disjoint", SIDE)
     flat = folder(
         root.parent / "flat", [f"{split}/{k}.png" for split in ("train", "val", "test") for k in "12"]
     )
     with pytest.raises(BookError, match="lie in no folder of a class; wanted each in a subfolder"):
-        page.load_parts("image_folder", flat, "", SIDE)
+        experts.load_parts("image_folder", flat, "", SIDE)
 
 
 # networks
@@ -225,7 +233,36 @@ def test_a_study_reads_other_networks_and_as_few_rows_as_it_is_told(tmp_path):
     torch.testing.assert_close(few.encode("softmax", x), x.mean((2, 3)))
 
 
-# the page itself, on networks that learned nothing
+# the pages themselves, on networks that learned nothing
+
+
+PAGES = ("experts_photos", "invariances_photos", "invariances_photos_measured")
+
+
+def test_the_three_pages_take_the_same_parameters_so_that_runs_are_found():
+    defaults = [
+        notebook_parameters(jupytext.read(ROOT / "notebooks" / f"{name}.py", fmt="py:percent"))[0]
+        for name in PAGES
+    ]
+    assert defaults[0] == defaults[1] == defaults[2]
+    files = [ROOT / "notebooks" / "params" / f"{name}.report.yaml" for name in PAGES]
+    reports = [yaml.safe_load(file.read_text("utf-8")) for file in files]
+    assert reports[1] == reports[2] and reports[0].pop("record") and reports[0].items() <= reports[1].items()
+    for file in (ROOT / "notebooks" / "params").glob("invariances_photos.*.yaml"):
+        check_parameters(yaml.safe_load(file.read_text("utf-8")), defaults[0], file.stem)
+
+
+def test_a_setting_is_what_the_parameters_ask_for(experts):
+    values = notebook_parameters(jupytext.read(ROOT / "notebooks" / "experts_photos.py", fmt="py:percent"))[0]
+    setting = experts.setting_of(values, smoke=False)
+    assert all(getattr(setting, name) == value for name, value in values.items() if hasattr(setting, name))
+    assert {name for name in values if not hasattr(setting, name)} == {"device", "precision"}
+    assert setting.photo_steps == round(0.4 * setting.steps) and not setting.is_trained
+    assert experts.setting_of(values | {"autoencoder_steps": 7}, False).photo_steps == 7
+    small = experts.setting_of(values, smoke=True)
+    assert small.steps <= 3 and small.width < setting.width and small.seed == setting.seed
+    with pytest.raises(BookError, match="record with data 'imagenet'; wanted photos"):
+        experts.setting_of(values | {"record": True, "data": "imagenet"}, smoke=False)
 
 
 def words_of(path):
@@ -257,11 +294,14 @@ def test_the_page_runs_and_speaks_of_classes(root, monkeypatch, data):
     learned, asked = (len({row.synset for row in half}) for half in halves)
     values = {**RUNS[data], "data": data, "data_root": str(root), "control": []}
     values["run_dir"] = str(root.parent / "runs")
-    target = root.parent / "out.ipynb"
-    run_page(str(ROOT / "notebooks" / "invariances_photos.ipynb"), str(target), values)
-    words = words_of(target)
+    words = ""
+    for page in ("experts_photos", "invariances_photos", "invariances_photos_measured"):
+        target = root.parent / f"{page}.ipynb"
+        run_page(str(ROOT / "notebooks" / f"{page}.ipynb"), str(target), values)
+        words += words_of(target)
     assert f"{learned} classes; " in words and f"Over {asked} classes the difference" in words
     assert "What cannot be said from" not in words and "Made from" not in words
+    assert words.count("done: 3 steps") == 2, "a page trained again what another had trained"
     assert re.search(
         rf"{RUNS[data]['backbone']}, which tells apart {RUNS[data]['n_classes']:,} classes", words
     )
