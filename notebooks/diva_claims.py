@@ -364,12 +364,8 @@ elif page.smoke:  # prove that every kind of arm trains and is judged; nothing i
 claims.claims_table(CHAPTER)
 
 # %%
-recorded = claims.runs(CHAPTER)
-done = {(run["arm"], run["seed"]): run["values"] for run in recorded}
-decided = {claim["id"]: claim for claim in claims.load_results(CHAPTER)["claims"]}
-for claim in decided.values():
-    if claim["comparisons"]:
-        claims.claim_plot(CHAPTER, claim["id"])
+evidence = claims.Evidence(CHAPTER, "Recall@1")
+evidence.plots()
 
 
 # %% [markdown]
@@ -379,26 +375,19 @@ for claim in decided.values():
 
 
 # %%
-def over_seeds(arm: str, measure: str = "Recall@1") -> list[float]:
-    """Return a measure of all recorded seeds of an arm."""
-    return [
-        values[measure] for (name, _), values in sorted(done.items()) if name == arm and measure in values
-    ]
-
-
 COUNTS = {
     0: ("disc-64",),
     1: ("with-dance", "with-shared", "with-intra"),
     2: ("without-intra", "without-shared", "without-dance"),
     3: ("diva",),
 }
-if all(over_seeds(arm) for arms in COUNTS.values() for arm in arms):
+if all(evidence.over_seeds(arm) for arms in COUNTS.values() for arm in arms):
     fig, ax = figure(width="half")
-    points = [(n, np.mean(over_seeds(arm))) for n, arms in COUNTS.items() for arm in arms]
+    points = [(n, np.mean(evidence.over_seeds(arm))) for n, arms in COUNTS.items() for arm in arms]
     ax.plot(*zip(*points, strict=True), "o", color="0.6", markersize=4, label="an arm, mean over seeds")
-    means = [np.mean([np.mean(over_seeds(arm)) for arm in arms]) for arms in COUNTS.values()]
+    means = [np.mean([np.mean(evidence.over_seeds(arm)) for arm in arms]) for arms in COUNTS.values()]
     ax.plot(list(COUNTS), means, **look("ours", marker=True), label="their mean")
-    ax.axhline(np.mean(over_seeds("disc-256")), **look("baseline"), label="one head of 256")
+    ax.axhline(np.mean(evidence.over_seeds("disc-256")), **look("baseline"), label="one head of 256")
     ax.set_xticks(list(COUNTS))
     ax.set(xlabel="relations beside the discriminative one", ylabel="Recall@1 (%), hard")
     ax.legend()
@@ -409,15 +398,18 @@ if all(over_seeds(arm) for arms in COUNTS.values() for arm in arms):
     )
 
 # %%
-if recorded:
+if evidence.runs:
     measures = ["Recall@1, all sets", "Recall@1, cross-set", "Recall@1, hard", "mAP@R", "NMI"]
     measures += [f"Recall@1 of {name}" for name in FOUR]
     table(
         [
-            [f"`{arm}`", len(over_seeds(arm))]
-            + [f"{np.mean(over_seeds(arm, m)):.1f}" if over_seeds(arm, m) else "" for m in measures]
+            [f"`{arm}`", len(evidence.over_seeds(arm))]
+            + [
+                f"{np.mean(evidence.over_seeds(arm, m)):.1f}" if evidence.over_seeds(arm, m) else ""
+                for m in measures
+            ]
             for arm in ARMS
-            if over_seeds(arm)
+            if evidence.over_seeds(arm)
         ],
         header=["arm", "seeds", *measures],
         caption="Means over the recorded seeds, in %. The last four columns are heads alone, of 64 dimensions "
@@ -428,26 +420,16 @@ if recorded:
 # ## Reading it
 
 # %%
-if decided["C1"]["comparisons"]:
-    (wide,) = decided["C1"]["comparisons"]
+if evidence.comparisons("C1"):
+    (wide,) = evidence.comparisons("C1")
     say(
-        f"**C1: {decided['C1']['verdict']}.** Four relations find the right concept in {wide['arm_mean']:.1f} % of the cases, one "
+        f"**C1: {evidence.decided['C1']['verdict']}.** Four relations find the right concept in {wide['arm_mean']:.1f} % of the cases, one "
         f"discriminative head of the same width in {wide['against_mean']:.1f} % ({wide['mean']:+.1f} "
         f"[{wide['low']:+.1f}, {wide['high']:+.1f}] points)."
     )
 
 
 # %%
-def told(comparison: dict) -> str:
-    """Return "arm against arm: mean [low, high]" of a decided comparison, with what became of it."""
-    fate = "holds" if comparison["holds"] else "does not hold"
-    measure = "" if comparison["measure"] == "Recall@1" else f", {comparison['measure']}"
-    return (
-        f"`{comparison['arm']}` against `{comparison['against']}` {comparison['mean']:+.2g} "
-        f"[{comparison['low']:+.2g}, {comparison['high']:+.2g}]{measure} ({fate})"
-    )
-
-
 READINGS = {
     "C2": "What a relation adds, in points of Recall@1, to one head of 64 or to the three others",
     "C3": "Self-supervision on the discriminative head itself, and on a head of its own",
@@ -456,11 +438,7 @@ READINGS = {
     "A1": "The same minutes spent on one head",
     "A3": "By how much DiVA's gain over one head is larger with 100 training classes than with all 948",
 }
-for claim, question in READINGS.items():
-    found = decided[claim]["comparisons"]
-    if found:
-        answers = "; ".join(told(comparison) for comparison in found)
-        say(f"**{claim}: {decided[claim]['verdict']}.** {question}: {answers}.")
+evidence.read(READINGS)
 
 # %% [markdown]
 # An interval above zero is not yet a claim that holds: 25 comparisons were made, and each has to stand after Holm's

@@ -631,12 +631,8 @@ elif page.smoke:  # prove that every kind of arm trains and is judged; nothing i
 claims.claims_table(CHAPTER)
 
 # %%
-recorded = claims.runs(CHAPTER)
-done = {(run["arm"], run["seed"]): run["values"] for run in recorded}
-decided = {claim["id"]: claim for claim in claims.load_results(CHAPTER)["claims"]}
-for claim in decided.values():
-    if claim["comparisons"]:
-        claims.claim_plot(CHAPTER, claim["id"])
+evidence = claims.Evidence(CHAPTER, "v explains")
+evidence.plots()
 
 
 # %% [markdown]
@@ -644,18 +640,11 @@ for claim in decided.values():
 
 
 # %%
-def over_seeds(arm: str, measure: str) -> list[float]:
-    """Return a measure of all recorded seeds of an arm."""
-    return [
-        values[measure] for (name, _), values in sorted(done.items()) if name == arm and measure in values
-    ]
-
-
 def means_table(measures: tuple[str, ...], caption: str, arms: tuple[str, ...] = tuple(ARMS)) -> None:
     """Show the means over seeds of ``measures``, a row for each of the ``arms`` that knows one of them."""
     rows = []
     for arm in arms:
-        found = [over_seeds(arm, measure) for measure in measures]
+        found = [evidence.over_seeds(arm, measure) for measure in measures]
         if any(found):
             rows.append([arm, max(map(len, found)), *(np.mean(v) if v else None for v in found)])
     if rows:
@@ -685,12 +674,12 @@ FACTORS = [
     ("mean of all", "arrives"),
     ("others stay", "others stay"),
 ]
-if over_seeds("semantic", "arrives"):
+if evidence.over_seeds("semantic", "arrives"):
     rows = [
         [
             name,
             *(
-                np.mean(found) if (found := over_seeds("semantic", measure + end)) else None
+                np.mean(found) if (found := evidence.over_seeds("semantic", measure + end)) else None
                 for end in ("", ", probe", ", random block")
             ),
         ]
@@ -704,20 +693,20 @@ if over_seeds("semantic", "arrives"):
     )
 
 # %%
-complete = [arm for arm in DEPTH if over_seeds(arm, "v explains")]
+complete = [arm for arm in DEPTH if evidence.over_seeds(arm, "v explains")]
 if len(complete) == len(DEPTH):
     fig, axes = figure(columns=2, height=3)
     for measure, role in (("concept kept", "ours"), ("hand above chance", "baseline")):
-        points = [over_seeds(arm, measure) for arm in DEPTH]
+        points = [evidence.over_seeds(arm, measure) for arm in DEPTH]
         axes[0].plot(
             range(len(DEPTH)), [np.mean(p) for p in points], **look(role, marker=True), label=measure
         )
     axes[0].axhline(0, color=COLOURS["control"], linewidth=1)
     for prefix, role in (("", "ours"), ("untrained-", "control")):
         points = [
-            (k, np.mean(over_seeds(prefix + arm, "v explains")))
+            (k, np.mean(evidence.over_seeds(prefix + arm, "v explains")))
             for k, arm in enumerate(DEPTH)
-            if over_seeds(prefix + arm, "v explains")
+            if evidence.over_seeds(prefix + arm, "v explains")
         ]
         axes[1].plot(
             *zip(*points, strict=True), **look(role, marker=True), label="untrained" if prefix else "namer"
@@ -736,7 +725,7 @@ if len(complete) == len(DEPTH):
 # %%
 def mean_of(arm: str, measure: str) -> float:
     """Return the mean over seeds."""
-    return float(np.mean(over_seeds(arm, measure)))
+    return float(np.mean(evidence.over_seeds(arm, measure)))
 
 
 if len(complete) == len(DEPTH):

@@ -404,38 +404,25 @@ elif page.smoke:  # prove that every kind of arm trains and is judged; nothing i
 claims.claims_table(CHAPTER)
 
 # %%
-recorded = claims.runs(CHAPTER)
-done = {(run["arm"], run["seed"]): run["values"] for run in recorded}
-decided = {claim["id"]: claim for claim in claims.load_results(CHAPTER)["claims"]}
-for claim in decided.values():
-    if claim["comparisons"]:
-        claims.claim_plot(CHAPTER, claim["id"])
+evidence = claims.Evidence(CHAPTER, "IoU")
+evidence.plots()
 
 
 # %%
-def over_seeds(arm: str, measure: str = "IoU") -> dict[int, float]:
-    """Return a measure of all recorded seeds of an arm, by seed."""
-    return {
-        number: values[measure]
-        for (name, number), values in sorted(done.items())
-        if name == arm and measure in values
-    }
-
-
 COLUMNS = (
     "IoU", "IoU, pooled", "IoU, one to one", "foreground IoU", "PCK @ 5 %", "information", "R² of colours",
     "equivariance", "invariance", "locality", "entropy of S", "C1",
 )  # fmt: skip
-if recorded:
+if evidence.runs:
     table(
         [
-            [f"`{arm}`", len(over_seeds(arm))]
+            [f"`{arm}`", len(evidence.by_seed(arm))]
             + [
-                f"{np.mean(list(over_seeds(arm, m).values())):.3f}" if over_seeds(arm, m) else ""
+                f"{np.mean(evidence.over_seeds(arm, m)):.3f}" if evidence.by_seed(arm, m) else ""
                 for m in COLUMNS
             ]
             for arm in ARMS
-            if over_seeds(arm)
+            if evidence.by_seed(arm)
         ],
         header=["arm", "seeds", *COLUMNS],
         caption="Means over the recorded seeds, on 640 test images. Arms of other backgrounds are judged on their own.",
@@ -451,11 +438,11 @@ if recorded:
 # %%
 def curves(arm: str, key: str) -> tuple[list[float], np.ndarray]:
     """Return the steps and the values (seeds, checks) of what was watched in the recorded runs of an arm."""
-    rows = [np.array(run["extra"][key]) for run in recorded if run["arm"] == arm]
+    rows = [np.array(run["extra"][key]) for run in evidence.runs if run["arm"] == arm]
     return rows[0][:, 0].tolist(), np.stack([row[:, 1] for row in rows])
 
 
-shown = [arm for arm in ("ours", "no-pair") if over_seeds(arm)]
+shown = [arm for arm in ("ours", "no-pair") if evidence.by_seed(arm)]
 if shown:
     fig, axes = figure(columns=2, height=2.9)
     for ax, key, text in zip(
@@ -481,7 +468,7 @@ if shown:
 # ## Does the estimate follow the target?
 
 # %%
-sweep = {arm: over_seeds(arm, "C1") for arm in ("target-low", "ours", "target-high")}
+sweep = {arm: evidence.by_seed(arm, "C1") for arm in ("target-low", "ours", "target-high")}
 if all(sweep.values()):
     targets = {arm: ARMS[arm].target * Objective().mi_target for arm in sweep}
     fig, ax = figure(width="half")
@@ -489,7 +476,7 @@ if all(sweep.values()):
         ax.plot([targets[arm]] * len(found), list(found.values()), "o", color=COLOURS["ours"], markersize=4)
     line = [min(targets.values()), max(targets.values())]
     ax.plot(line, line, **look("paper"), label="estimate = target")
-    free = list(over_seeds("free", "C1").values())
+    free = evidence.over_seeds("free", "C1")
     if free:
         ax.axhline(np.mean(free), **look("control"), label="no constraint")
     ax.set_xticks(list(targets.values()), [f"{target:g}" for target in targets.values()])
@@ -529,7 +516,8 @@ def leads(
 ENDINGS = {"plain": "", "gradient": "-gradient", "photo": "-photo"}
 by_wall = {
     wall: leads(
-        over_seeds(f"ours{end}"), [over_seeds(f"kmeans-{kind}{end}") for kind in ("colour", "features")]
+        evidence.by_seed(f"ours{end}"),
+        [evidence.by_seed(f"kmeans-{kind}{end}") for kind in ("colour", "features")],
     )
     for wall, end in ENDINGS.items()
 }
@@ -554,7 +542,7 @@ if by_wall:
                 wall,
                 number,
                 *(
-                    over_seeds(f"{arm}{ENDINGS[wall]}")[number]
+                    evidence.by_seed(f"{arm}{ENDINGS[wall]}")[number]
                     for arm in ("ours", "kmeans-colour", "kmeans-features")
                 ),
                 lead,
@@ -581,24 +569,6 @@ if by_wall:
 
 
 # %%
-def told(comparison: dict[str, Any]) -> str:
-    """Return a decided comparison in words: the two sides with their means, the difference [low, high], and
-    what became of it.
-    """
-    right = comparison.get("against_measure") or comparison["measure"]
-    left = f"`{comparison['arm']}` {comparison['arm_mean']:.3g}"
-    if isinstance(comparison["against"], str):
-        against = f"`{comparison['against']}` {comparison['against_mean']:.3g}"
-        against += f" ({right})" if right != comparison["measure"] else ""
-    else:
-        against = f"the bar {comparison['against']:g}"
-    bar = f" by more than {comparison['margin']:g}" if comparison["margin"] else ""
-    return (
-        f"{comparison['measure']} of {left} against {against}, claimed {comparison['comparison']}{bar}: {comparison['mean']:+.2g} "
-        f"[{comparison['low']:+.2g}, {comparison['high']:+.2g}] ({'holds' if comparison['holds'] else 'does not hold'})"
-    )
-
-
 READINGS = {
     "P1": "Parts against clusters of pixels",
     "P2": "What a fresh critic finds about colours in the shape code, with the constraint and without",
@@ -615,16 +585,12 @@ READINGS = {
     "A5": "What a linear probe reads in the shape code, with the constraint and without",
     "A6": "Without the head start, and without the window",
 }
-for claim, question in READINGS.items():
-    found = decided[claim]["comparisons"]
-    if found:
-        answers = "; ".join(told(comparison) for comparison in found)
-        say(f"**{claim}: {decided[claim]['verdict']}.** {question}: {answers}.")
+evidence.read(READINGS)
 
 # %%
-if decided["P3"]["comparisons"] and decided["A3"]["comparisons"]:
-    pair = decided["P3"]["comparisons"][1]
-    (fit,) = decided["A3"]["comparisons"]
+if evidence.comparisons("P3") and evidence.comparisons("A3"):
+    pair = evidence.comparisons("P3")[1]
+    (fit,) = evidence.comparisons("A3")
     say(
         (
             "Without pairs the parts move with the picture less well"

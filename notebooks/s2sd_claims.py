@@ -307,12 +307,8 @@ elif page.smoke:  # prove that every kind of arm trains and is judged, at both s
 claims.claims_table(CHAPTER)
 
 # %%
-recorded = claims.runs(CHAPTER)
-done = {(run["arm"], run["seed"]): run["values"] for run in recorded}
-decided = {claim["id"]: claim for claim in claims.load_results(CHAPTER)["claims"]}
-for claim in decided.values():
-    if claim["comparisons"]:
-        claims.claim_plot(CHAPTER, claim["id"])
+evidence = claims.Evidence(CHAPTER, "Recall@1")
+evidence.plots()
 
 
 # %% [markdown]
@@ -322,17 +318,14 @@ for claim in decided.values():
 
 
 # %%
-def over_seeds(arm: str, measure: str = "Recall@1") -> list[float]:
-    """Return a measure of all recorded seeds of an arm."""
-    return [values[measure] for (name, _), values in sorted(done.items()) if name == arm]
-
-
-dims = [d for d in (16, 32, 64, 128) if over_seeds(f"ms-{d}") and over_seeds(f"ms-{d}-msdf")]
+dims = [
+    d for d in (16, 32, 64, 128) if evidence.over_seeds(f"ms-{d}") and evidence.over_seeds(f"ms-{d}-msdf")
+]
 if len(dims) > 1:
     fig, ax = figure(width="half")
     for suffix, role, text in (("", "baseline", "alone"), ("-msdf", "ours", "S2SD (MSDF)")):
-        means = [np.mean(over_seeds(f"ms-{d}{suffix}")) for d in dims]
-        errors = [np.std(over_seeds(f"ms-{d}{suffix}"), ddof=1) for d in dims]
+        means = [np.mean(evidence.over_seeds(f"ms-{d}{suffix}")) for d in dims]
+        errors = [np.std(evidence.over_seeds(f"ms-{d}{suffix}"), ddof=1) for d in dims]
         ax.errorbar(dims, means, yerr=errors, capsize=3, **look(role, marker=True), label=text)
     ax.set_xscale("log", base=2)
     ax.set_xticks(dims, [str(d) for d in dims])
@@ -345,7 +338,7 @@ if len(dims) > 1:
     )
 
 # %%
-if recorded:
+if evidence.runs:
     measures = [
         "Recall@1, all sets",
         "Recall@1, cross-set",
@@ -354,10 +347,14 @@ if recorded:
         "NMI",
         "Recall@1 of features",
     ]
-    arms = [arm for arm in ARMS if over_seeds(arm)]
+    arms = [arm for arm in ARMS if evidence.over_seeds(arm)]
     table(
         [
-            [f"`{arm}`", len(over_seeds(arm)), *(float(np.mean(over_seeds(arm, m))) for m in measures)]
+            [
+                f"`{arm}`",
+                len(evidence.over_seeds(arm)),
+                *(float(np.mean(evidence.over_seeds(arm, m))) for m in measures),
+            ]
             for arm in arms
         ],
         header=["arm", "seeds", *measures],
@@ -368,24 +365,24 @@ if recorded:
 # ## Reading it
 
 # %%
-if decided["C1"]["comparisons"]:
-    ms, margin = decided["C1"]["comparisons"]
+if evidence.comparisons("C1"):
+    ms, margin = evidence.comparisons("C1")
     say(
-        f"**C1: {decided['C1']['verdict']}.** With 32 dimensions multisimilarity finds the right concept in "
+        f"**C1: {evidence.decided['C1']['verdict']}.** With 32 dimensions multisimilarity finds the right concept in "
         f"{ms['against_mean']:.1f} % of the cases alone and in {ms['arm_mean']:.1f} % with S2SD ({ms['mean']:+.1f} "
         f"[{ms['low']:+.1f}, {ms['high']:+.1f}] points); the margin loss in {margin['against_mean']:.1f} % and "
         f"{margin['arm_mean']:.1f} % ({margin['mean']:+.1f} [{margin['low']:+.1f}, {margin['high']:+.1f}])."
     )
-if decided["A1"]["comparisons"]:
-    (longer,) = decided["A1"]["comparisons"]
+if evidence.comparisons("A1"):
+    (longer,) = evidence.comparisons("A1")
     say(
-        f"**A1: {decided['A1']['verdict']}.** Given as much time by the clock, the plain objective reaches "
+        f"**A1: {evidence.decided['A1']['verdict']}.** Given as much time by the clock, the plain objective reaches "
         f"{longer['against_mean']:.1f} %: S2SD differs by {longer['mean']:+.1f} [{longer['low']:+.1f}, {longer['high']:+.1f}] points."
     )
-if decided["C4"]["comparisons"]:
-    (heads,) = decided["C4"]["comparisons"]
+if evidence.comparisons("C4"):
+    (heads,) = evidence.comparisons("C4")
     say(
-        f"**C4: {decided['C4']['verdict']}.** Heads that do not teach bring {heads['arm_mean']:+.1f} points; half of what "
+        f"**C4: {evidence.decided['C4']['verdict']}.** Heads that do not teach bring {heads['arm_mean']:+.1f} points; half of what "
         f"the whole method brings is {heads['against_mean']:+.1f}. "
         + (
             "The gain is knowledge that is handed over."
@@ -397,18 +394,18 @@ if decided["C4"]["comparisons"]:
     )
 
 # %%
-if decided["C2"]["comparisons"]:
-    dsd, msd, msdf = decided["C2"]["comparisons"]
+if evidence.comparisons("C2"):
+    dsd, msd, msdf = evidence.comparisons("C2")
     say(
-        f"**C2: {decided['C2']['verdict']}.** Part by part: one teacher moves Recall@1 by {dsd['mean']:+.1f} "
+        f"**C2: {evidence.decided['C2']['verdict']}.** Part by part: one teacher moves Recall@1 by {dsd['mean']:+.1f} "
         f"[{dsd['low']:+.1f}, {dsd['high']:+.1f}] points against none, four instead of one by {msd['mean']:+.1f} "
         f"[{msd['low']:+.1f}, {msd['high']:+.1f}], the pooled features as a fifth by {msdf['mean']:+.1f} "
         f"[{msdf['low']:+.1f}, {msdf['high']:+.1f}]."
     )
-if decided["A2"]["comparisons"]:
-    (frozen,) = decided["A2"]["comparisons"]
+if evidence.comparisons("A2"):
+    (frozen,) = evidence.comparisons("A2")
     say(
-        f"**A2: {decided['A2']['verdict']}.** On frozen features the teachers move the embedding by {frozen['arm_mean']:+.1f} points, "
+        f"**A2: {evidence.decided['A2']['verdict']}.** On frozen features the teachers move the embedding by {frozen['arm_mean']:+.1f} points, "
         f"where half of what they bring with a backbone that learns is {frozen['against_mean']:+.1f}. "
         + (
             "What S2SD brings, it brings through the backbone: a linear map of fixed features gains nothing from imitation."
@@ -416,10 +413,10 @@ if decided["A2"]["comparisons"]:
             else "Imitation alone helps a linear map of fixed features."
         )
     )
-if decided["C1"]["comparisons"]:
+if evidence.comparisons("C1"):
     say(
         f"A word on C1's rule. Each interval above is of one comparison; a verdict also pays for asking "
-        f"{sum(len(claim['comparisons']) for claim in decided.values())} questions at once (Holm), and with five seeds only large and "
+        f"{sum(len(claim['comparisons']) for claim in evidence.decided.values())} questions at once (Holm), and with five seeds only large and "
         f"steady differences survive that. An interval above zero without a verdict means: likely, not shown."
     )
 
@@ -470,8 +467,8 @@ if again_runs:
     )
 
 # %%
-if again.get("comparisons") and decided["C1"]["comparisons"]:
-    (large,), small = again["comparisons"], decided["C1"]["comparisons"][0]
+if again.get("comparisons") and evidence.comparisons("C1"):
+    (large,), small = again["comparisons"], evidence.comparisons("C1")[0]
     say(
         f"**{again['id']}: {again['verdict']}.** At 128 pixels multisimilarity alone reaches {large['against_mean']:.1f} % and with S2SD "
         f"{large['arm_mean']:.1f} % ({large['mean']:+.1f} [{large['low']:+.1f}, {large['high']:+.1f}] points, p = {large['p_holm']:.2g}, the only "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cvlib.claims.code import code_hash
+from cvlib.claims.evidence import Evidence, told
 from cvlib.claims.performance import Row, load_rows, write_rows
 from cvlib.claims.rules import Arm, Claim, Comparison, Rules, follow_ups, load_rules
 from cvlib.claims.runs import confirm, missing, record, runs, stale
@@ -15,6 +16,7 @@ __all__ = [
     "Arm",
     "Claim",
     "Comparison",
+    "Evidence",
     "Interval",
     "Row",
     "Rules",
@@ -43,5 +45,6 @@ __all__ = [
     "sign_flip_p",
     "stale",
     "t_p",
+    "told",
     "write_rows",
 ]

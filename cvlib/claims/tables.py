@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from cvlib.claims.verdicts import VERDICTS, load_results
 from cvlib.errors import BookError
 from cvlib.show import COLOURS, Output, figure, show, table
 
-__all__ = ["claim_plot", "claims_table", "ledger", "scoreboard"]
+__all__ = ["claim_plot", "claims_table", "comparison_of", "ledger", "scoreboard"]
 
 
 def ledger(chapter: str) -> Output:
@@ -53,14 +54,15 @@ def claims_table(chapter: str) -> Output:
     return table(rows, ["", "claim", "measured here", "seeds", "verdict"], caption=caption, digits=2)
 
 
-def _comparison(entry: dict[str, Any]) -> Comparison:
+def comparison_of(entry: Mapping[str, Any]) -> Comparison:
+    """Return the comparison that a decided entry of a chapter's results was made by."""
     return Comparison(
         **{field.name: entry[field.name] for field in fields(Comparison) if field.name in entry}
     )
 
 
 def _finding(entry: dict[str, Any]) -> str:
-    left, right = _comparison(entry).names
+    left, right = comparison_of(entry).names
     what = f"`{entry['measure']}` of `{left}` {entry['comparison']} than `{right}`"
     by = f" by {entry['margin']:g}" if entry["margin"] else ""
     size = "" if entry["effect"] is None else f", d = {entry['effect']:.2g}"
@@ -118,10 +120,10 @@ def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:
     seeds = load_rules(chapter).claim(claim).seeds
     fig, axes = figure(height=2.3 * len(entries) + 0.3, rows=len(entries), columns=2, squeeze=False)
     for row, entry in zip(axes, entries, strict=True):
-        ours, theirs = _comparison(entry).sides(by_seed, seeds)
+        ours, theirs = comparison_of(entry).sides(by_seed, seeds)
         _pairs(row[0], entry, ours, theirs)
         _difference(row[1], entry, [a - b for a, b in zip(ours, theirs, strict=True)])
-    parts = [f"{e['measure']} of {' minus '.join(_comparison(e).names)}: {_numbers(e)}" for e in entries]
+    parts = [f"{e['measure']} of {' minus '.join(comparison_of(e).names)}: {_numbers(e)}" for e in entries]
     alt = f"Claim {claim}, {found['verdict']}. " + "; ".join(parts) + "."
     text = caption or (
         f"**{claim}: {found['verdict']}.** Left: {len(seeds)} seeds, a line per pair. Right: their "
@@ -135,7 +137,7 @@ def _pairs(ax: Any, entry: dict[str, Any], ours: list[float], theirs: list[float
         ax.plot([0, 1], pair, color=COLOURS["control"], linewidth=1, linestyle="-", zorder=1)
     ax.scatter([0] * len(theirs), theirs, color=COLOURS["baseline"], marker="^", zorder=2)
     ax.scatter([1] * len(ours), ours, color=COLOURS["ours"], marker="o", zorder=2)
-    left, right = (name.replace(" − ", "\n− ") for name in _comparison(entry).names)
+    left, right = (name.replace(" − ", "\n− ") for name in comparison_of(entry).names)
     ax.set(xticks=[0, 1], xticklabels=[right, left], xlim=(-0.5, 1.5))
     ax.set_ylabel(f"{entry['measure']} ({entry['unit']})" if entry["unit"] else entry["measure"])
 

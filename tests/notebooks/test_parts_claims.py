@@ -198,16 +198,6 @@ def test_a_seed_succeeds_if_it_leads_the_better_rival_by_more_than_the_margin(pa
     assert {comparison.margin for comparison in a1.comparisons} == {page.MARGIN}
 
 
-def test_a_comparison_is_told_with_what_became_of_it(page):
-    entry = {"measure": "IoU", "comparison": "higher", "arm": "ours", "against": "free", "margin": 0.0,
-             "arm_mean": 0.5, "against_mean": 0.25, "mean": 0.25, "low": 0.2, "high": 0.3,
-             "holds": True}  # fmt: skip
-    assert "`ours` 0.5 against `free` 0.25, claimed higher: +0.25 [+0.2, +0.3] (holds)" in page.told(entry)
-    bar = page.told(entry | {"against": 0.9, "holds": False, "margin": 0.1})
-    assert "against the bar 0.9, claimed higher by more than 0.1" in bar and "(does not hold)" in bar
-    assert "0.25 (late)" in page.told(entry | {"against_measure": "late"})
-
-
 def test_every_claim_of_the_rules_has_a_reading(page):
     assert set(page.READINGS) == {claim.id for claim in load_rules(page.CHAPTER).claims}
 
