@@ -354,9 +354,10 @@ say(
 #
 # {doc}`parts_model` builds the model piece by piece and checks each piece. In one formula:
 #
-# $$ \pi \sim q(\pi \mid x_1), \qquad S = \operatorname{softmax}\bigl(D_S(\pi) + \varepsilon\bigr), \qquad
-#    \alpha_p = E_\alpha\bigl(S_p(x_2)\, x_2\bigr), \qquad
-#    \hat x_1 = G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) . $$
+# $$ \begin{aligned}
+#    \pi &\sim q(\pi \mid x_1), & S &= \operatorname{softmax}\bigl(D_S(\pi) + \varepsilon\bigr), \\
+#    \alpha_p &= E_\alpha\bigl(S_p(x_2)\, x_2\bigr), & \hat x_1 &= G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) .
+#    \end{aligned} $$
 #
 # The shape code π is one Gaussian vector for the whole image $x_1$, and $D_S$ decodes it into a map of parts $S$. The same two networks cut
 # up the second image, and $E_\alpha$ takes one appearance from each of *its* parts. The generator $G$ sees, at every pixel, the appearance of the

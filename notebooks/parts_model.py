@@ -62,9 +62,10 @@ rng = torch.Generator().manual_seed(seed)
 # %% [markdown]
 # ## Two codes and a painting
 #
-# $$ \pi \sim q(\pi \mid x_1), \qquad S = \operatorname{softmax}\bigl(D_S(\pi) + \varepsilon\bigr), \qquad
-#    \alpha_p = E_\alpha\bigl(S_p(x_2)\, x_2\bigr), \qquad
-#    \hat x_1 = G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) . $$
+# $$ \begin{aligned}
+#    \pi &\sim q(\pi \mid x_1), & S &= \operatorname{softmax}\bigl(D_S(\pi) + \varepsilon\bigr), \\
+#    \alpha_p &= E_\alpha\bigl(S_p(x_2)\, x_2\bigr), & \hat x_1 &= G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) .
+#    \end{aligned} $$
 #
 # The shape code π is one vector for the whole image, drawn from a Gaussian. A decoder turns it into a map of parts. The
 # same encoder and decoder segment the second image, and from each of *its* parts one appearance vector is taken. The
