@@ -18,11 +18,14 @@ except ImportError:  # Windows
 
 __all__ = ["command_line", "git_commit", "peak_mb"]
 
+_LEFT_BEHIND = (":(top,exclude)book/results", ":(top,exclude)book/chapters")
+
 
 def git_commit(folder: str | os.PathLike[str] | None = None) -> str:
     """Return the commit that ``folder`` (default: the library's) stands on, "+" after it if files differ.
 
-    Returns "unknown" outside a git checkout.
+    What runs leave behind, ``book/results`` and ``book/chapters``, does not count: a ledger that is being
+    written changes no code. Returns "unknown" outside a git checkout.
     """
     where = Path(folder) if folder else Path(__file__).resolve().parents[2]
 
@@ -32,7 +35,8 @@ def git_commit(folder: str | os.PathLike[str] | None = None) -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
-        return commit + ("+" if commit and git("status", "--porcelain", "-uno") else "") or "unknown"
+        changed = commit and git("status", "--porcelain", "-uno", "--", ":/", *_LEFT_BEHIND)
+        return commit + ("+" if changed else "") or "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
 

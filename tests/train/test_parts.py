@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
 from itertools import pairwise
 
 import numpy as np
@@ -154,3 +155,25 @@ def test_clip_returns_the_norm_before_and_scales_all_groups():
 
 def test_commit_outside_a_checkout_is_unknown(tmp_path):
     assert git_commit(tmp_path) == "unknown"
+
+
+def test_a_commit_has_a_plus_if_code_differs_and_none_for_results(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True
+        )
+
+    results = tmp_path / "book" / "results" / "demo.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    (tmp_path / "code.py").write_text("x = 1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    assert git_commit(tmp_path) == commit
+    results.write_text('{"runs": 1}')
+    assert git_commit(tmp_path) == commit == git_commit(tmp_path / "book")
+    (tmp_path / "code.py").write_text("x = 2")
+    assert git_commit(tmp_path) == f"{commit}+" == git_commit(tmp_path / "book")
