@@ -29,7 +29,7 @@ def code_hash(paths: Iterable[str], root: Path | None = None) -> str:
 
 
 def meaning(source: str) -> str:
-    """Return a text that two pieces of Python share if they differ in comments, docstrings and layout only.
+    r"""Return a text that two pieces of Python share if they differ in comments, docstrings and layout only.
 
     What is no Python, such as a cell with a magic, means itself.
 
