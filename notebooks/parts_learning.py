@@ -15,7 +15,7 @@
 #
 # The networks of {doc}`parts_model` are five, and there are seven things to ask of them. This page says who is asked for what and when: the losses and
 # their addressees, the schedule of the priors, what a step costs beside the released one, and the loop that trains. {doc}`parts` runs that loop on
-# people, and {doc}`parts_claims` runs it forty times.
+# people, and {doc}`parts_claims` runs it some fifty times.
 #
 # | | claim of the paper {cite}`braun2020parts` | what of it is here |
 # |---|---|---|

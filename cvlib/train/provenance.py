@@ -18,14 +18,18 @@ except ImportError:  # Windows
 
 __all__ = ["command_line", "git_commit", "peak_mb"]
 
-_LEFT_BEHIND = (":(top,exclude)book/results", ":(top,exclude)book/chapters")
+_LEFT_BEHIND = (  # rules and weights, which lie in book/results too, are what runs rest on: they count
+    ":(top,exclude)book/results/runs",
+    ":(top,exclude,glob)book/results/*.json",
+    ":(top,exclude)book/chapters",
+)
 
 
 def git_commit(folder: str | os.PathLike[str] | None = None) -> str:
     """Return the commit that ``folder`` (default: the library's) stands on, "+" after it if files differ.
 
-    What runs leave behind, ``book/results`` and ``book/chapters``, does not count: a ledger that is being
-    written changes no code. Returns "unknown" outside a git checkout.
+    What runs leave behind, their results and the book's chapters, does not count: a ledger that is being
+    written changes no code. Rules and weights do. Returns "unknown" outside a git checkout.
     """
     where = Path(folder) if folder else Path(__file__).resolve().parents[2]
 

@@ -167,6 +167,9 @@ def test_a_commit_has_a_plus_if_code_differs_and_none_for_results(tmp_path):
     results = tmp_path / "book" / "results" / "demo.json"
     results.parent.mkdir(parents=True)
     results.write_text("{}")
+    rules = tmp_path / "book" / "results" / "rules" / "demo.yaml"
+    rules.parent.mkdir()
+    rules.write_text("seeds: [0]")
     (tmp_path / "code.py").write_text("x = 1")
     git("init", "-q")
     git("add", "-A")
@@ -175,5 +178,8 @@ def test_a_commit_has_a_plus_if_code_differs_and_none_for_results(tmp_path):
     assert git_commit(tmp_path) == commit
     results.write_text('{"runs": 1}')
     assert git_commit(tmp_path) == commit == git_commit(tmp_path / "book")
+    rules.write_text("seeds: [1]")
+    assert git_commit(tmp_path) == f"{commit}+"
+    rules.write_text("seeds: [0]")
     (tmp_path / "code.py").write_text("x = 2")
     assert git_commit(tmp_path) == f"{commit}+" == git_commit(tmp_path / "book")
