@@ -357,7 +357,8 @@ def learn_all(
     )
 
 
-flows, runs = vars(learn_all(study, chosen, controls, random_net, parts, setting)).values()
+learned = learn_all(study, chosen, controls, random_net, parts, setting)
+flows, runs = learned.layers, learned.runs
 
 # %%
 CONSTANT = math.log(2 * math.pi) / 2  # of a Gaussian, which the loss leaves out

@@ -245,10 +245,10 @@ found = {
 ceiling = story.right(read_subject(own_latents), subject_of)
 chance = subject_of.bincount().max().item() / len(subject_of)
 painted = study.decode(own_latents)
-as_painted = {
-    name: (lambda own, other: (own - other).mean().item())(*nearness(layer, measured_rows, painted))
-    for name, layer in flows.items()
-}
+as_painted = {}  # what no resampled picture can be expected to pass
+for name, layer in flows.items():
+    own, other = nearness(layer, measured_rows, painted)
+    as_painted[name] = (own - other).mean().item()
 ASKED = ("brightness", "saturation", "hue", "zoom", "rotation", "mirror")
 table(
     [

@@ -38,6 +38,10 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
 def images(n=4, seed=1):
     """Squares of random colours, (n, 3, SIDE, SIDE) in [-1, 1]."""
     coarse = torch.rand(n, 3, SIDE // 8, SIDE // 8, generator=gen(seed)) * 2 - 1

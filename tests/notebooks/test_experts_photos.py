@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from cvlib.data.factors import yiq
 from cvlib.data.photo_factors import FACTORS, apply_factors
 from cvlib.pages import definitions
+from tests.tiny_study import close, gen
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 SIDE = 64
@@ -20,14 +21,6 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def page():
     return definitions(NOTEBOOKS / "experts_photos.py")
-
-
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
 @pytest.fixture

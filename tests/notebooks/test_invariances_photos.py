@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cvlib.nn.backbones import EfficientNetLite0
 from cvlib.pages import definitions
+from tests.tiny_study import close, gen
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -23,14 +24,6 @@ def page():
 @pytest.fixture(scope="module")
 def story():
     return definitions(NOTEBOOKS / "invariances.py")
-
-
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
 # the network

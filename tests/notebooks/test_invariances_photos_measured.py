@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cvlib.pages import definitions
+from tests.tiny_study import close, gen
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -22,14 +23,6 @@ def page():
 @pytest.fixture(scope="module")
 def story():
     return definitions(NOTEBOOKS / "invariances.py")
-
-
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
 # what stays
