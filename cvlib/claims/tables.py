@@ -11,13 +11,16 @@ from cvlib.claims.runs import missing, runs, stale
 from cvlib.claims.store import chapters, results_root
 from cvlib.claims.verdicts import VERDICTS, load_results
 from cvlib.errors import BookError
-from cvlib.show import COLOURS, Output, figure, show, table
+from cvlib.show import COLOURS, Output, figure, folded, show, table
 
 __all__ = ["claim_plot", "claims_table", "comparison_of", "ledger", "scoreboard"]
 
 
 def ledger(chapter: str) -> Output:
-    """Show arms x seeds x measured minutes: what was run, what is missing and what that will take."""
+    """Show arms x seeds x measured minutes: what was run, what is missing and what that will take.
+
+    How each arm was tuned can fill a page; it is folded away below the table, the number of trials stays.
+    """
     rules, done, open_pairs = load_rules(chapter), runs(chapter), missing(chapter)
     rows, sums = [], [0.0, 0.0]
     for arm in rules.arms.values():
@@ -27,12 +30,13 @@ def ledger(chapter: str) -> Output:
         ahead = left * each if each is not None else None if left else 0.0
         sums = [sums[0] + sum(minutes), sums[1] + (ahead or 0.0)]
         seeds = f"{len(minutes)} of {len(minutes) + left}"
-        tuning = f"{arm.trials} trials: {arm.tuning}"
-        rows.append([f"`{arm.name}`", arm.description, tuning, seeds, each, sum(minutes), ahead])
-    rows.append(["**all**", "", "", f"{len(done)} of {len(done) + len(open_pairs)}", None, *sums])
+        rows.append([f"`{arm.name}`", arm.description, arm.trials, seeds, each, sum(minutes), ahead])
+    rows.append(["**all**", "", None, f"{len(done)} of {len(done) + len(open_pairs)}", None, *sums])
     old = f" {len(stale(chapter))} of the runs rest on code that has changed since." if stale(chapter) else ""
-    head = ["arm", "what it is", "tuning", "seeds", "minutes a seed", "minutes spent", "minutes to go"]
-    return table(rows, head, caption=f"Ledger of {chapter}.{old}", digits=3)
+    head = ["arm", "what it is", "trials", "seeds", "minutes a seed", "minutes spent", "minutes to go"]
+    shown = table(rows, head, caption=f"Ledger of {chapter}.{old}", digits=3)
+    folded("How the arms were tuned", {f"`{arm.name}`": arm.tuning for arm in rules.arms.values()})
+    return shown
 
 
 def _numbers(entry: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from cvlib.show.interactive import animation, explorer
 from cvlib.show.output import LIMIT, Output
 from cvlib.show.searching import search
 from cvlib.show.style import COLOURS, EMOJI_SETS, LINES, MARKERS, STYLE, WIDTHS, figure, look
-from cvlib.show.text import cell_text, credits, say, table, table_html
+from cvlib.show.text import cell_text, credits, folded, say, table, table_html
 
 __all__ = [
     "COLOURS",
@@ -26,6 +26,7 @@ __all__ = [
     "credits",
     "explorer",
     "figure",
+    "folded",
     "grid",
     "look",
     "picture",

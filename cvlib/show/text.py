@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cvlib.errors import BookError
 from cvlib.show.output import Output, inline
 
-__all__ = ["cell_text", "credits", "say", "table", "table_html"]
+__all__ = ["cell_text", "credits", "folded", "say", "table", "table_html"]
 
 
 def cell_text(value: Any, digits: int = 3) -> str:
@@ -46,8 +46,7 @@ def table_html(
         parts = []
         for cell, side in zip(cells, sides, strict=True):
             room = ";min-width:14em" if len(cell) > 40 else ""  # words, not letters, on a phone
-            text = inline(cell).replace("\n", "<br>")
-            parts.append(f'<{tag}{scope} style="{style};text-align:{side}{room}">{text}</{tag}>')
+            parts.append(f'<{tag}{scope} style="{style};text-align:{side}{room}">{_broken(cell)}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     head = line("th", list(header), ' scope="col"')
@@ -84,6 +83,28 @@ def table(
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     plain = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return Output(page, "\n".join([caption] * bool(caption) + plain)).emit()
+
+
+def folded(title: str, entries: Mapping[str, str]) -> Output:
+    """Show what few readers need: one line to unfold, with a list of terms and what is said of each.
+
+    Args: entries: term to text; both may carry `code`, **bold**, *emphasis* and line breaks.
+    Raises: BookError if there is nothing to unfold.
+    """
+    if not entries:
+        raise BookError(f"nothing to fold under {title!r}", "one entry or more")
+    body = "".join(f"<dt>{_broken(term)}</dt><dd>{_broken(text)}</dd>" for term, text in entries.items())
+    page = (
+        '<details class="cv-folded" style="margin:1em 0"><summary style="cursor:pointer">'
+        f'{inline(title)}</summary><dl style="margin:.6em 0 0;max-width:52em;font-size:.9em">'
+        f"{body}</dl></details>"
+    )
+    plain = [f"{term}: {text}".replace("\n", "; ") for term, text in entries.items()]
+    return Output(page, "\n".join([title, *plain])).emit()
+
+
+def _broken(text: str) -> str:
+    return inline(text).replace("\n", "<br>")
 
 
 def say(template: str, **values: Any) -> Output:

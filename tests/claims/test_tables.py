@@ -15,6 +15,13 @@ def test_ledger_counts_minutes(fill):
     assert "4 of 10" in total and total.split()[-2:] == ["4", "6"]
 
 
+def test_ledger_folds_the_tuning_away(fill, capsys):
+    fill()
+    shown = ledger("demo")
+    assert "three learning rates" not in shown.html and "trials" in shown.html
+    assert "`full`: three learning rates" in capsys.readouterr().out.split("How the arms were tuned")[1]
+
+
 def test_ledger_guesses_from_the_rules_before_the_first_run(write, rules):
     write(rules)
     full, plain, total = ledger("demo").text.splitlines()[2:5]

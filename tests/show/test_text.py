@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cvlib.errors import BookError
-from cvlib.show import cell_text, credits, say, table
+from cvlib.show import cell_text, credits, folded, say, table
 
 
 def test_table_aligns_numbers_and_escapes_cells():
@@ -68,3 +68,16 @@ def test_lines_break_in_a_cell_but_not_in_plain_text():
     out = table([["one\ntwo", "x" * 50]], ["a", "b"])
     assert "one<br>two" in out.html and "min-width:14em" in out.html
     assert "one; two" in out.text
+
+
+def test_what_few_need_is_folded_but_read_in_plain_text():
+    shown = folded("How *all* were tuned", {"`a`": "one\ntwo & three", "`b`": "as **a**"})
+    assert shown.html.startswith("<details") and "<summary" in shown.html and " open" not in shown.html
+    assert "<dt><code>a</code></dt><dd>one<br>two &amp; three</dd>" in shown.html
+    assert "as <strong>a</strong>" in shown.html and "How <em>all</em> were tuned" in shown.html
+    assert shown.text.splitlines() == ["How *all* were tuned", "`a`: one; two & three", "`b`: as **a**"]
+
+
+def test_nothing_is_not_folded():
+    with pytest.raises(BookError, match="nothing to fold under 'tuning'"):
+        folded("tuning", {})
