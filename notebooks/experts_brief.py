@@ -268,5 +268,31 @@ if page.record:
         limits=f"Knows the drawings of {n_concepts} concepts; what else it is given it paints in their manner. No use beyond this book is intended.",
     )
 
+# %% [markdown]
+# ## Where this page departs
+#
+# | paper or original code | here | why |
+# |---|---|---|
+# | encoder and decoder learn their animals together | the encoder is kept, the decoder alone goes on | codes stay what they were, so that what is cached and measured on other pages holds |
+# | the code has 128 numbers from the start | the first 128 of 320 | the linear code is in order, and 128 is what the flows of the paper model |
+# | 149 classes of animals, in photographs | 100 concepts, drawn by nine hands | a world small enough for a core and half an hour |
+#
+# ## Exercises
+#
+# 1. PSNR hardly rises, while judge and namer recognise more. Which of the two tells more about what the flows need, and why?
+# 2. Train the decoder on means of $q$, without its noise. What happens to the curves of the last figure?
+# 3. The encoder could learn along. What would it gain, and what would the pages that follow lose?
+#
+# ```{admonition} Solutions
+# :class: dropdown
+#
+# 1. The names. PSNR counts pixels, most of which are flat ground that any decoder paints well; what tells a concept is small and thin. And it is by
+#    its names that a sample of a flow will be judged, for it has no pixel to be compared with.
+# 2. The left end may rise, for the decoder can read finer digits; the right end falls, because nothing taught it that neighbours mean the same. A flow
+#    lands on the right end.
+# 3. Fewer numbers would hold more of these drawings. But the code would no longer be in order, frame and factors would drift from their places, and whatever
+#    was computed from codes would have to be computed again, for each world anew.
+# ```
+
 # %%
 page.finish(runtime)

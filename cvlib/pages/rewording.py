@@ -34,21 +34,39 @@ class Copy:
     is_worded: bool  #: whether every comment, docstring and paragraph is the page's
 
 
-def _is_run(cell: Any) -> bool:
-    return "injected-parameters" not in cell.metadata.get("tags", [])  # papermill's own cell
+def _is_injected(cell: Any) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])  # papermill's own cell
+
+
+def _code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and not _is_injected(cell)]
 
 
 def _compare(page: Any, copy: Any) -> tuple[int, bool]:
     """Return how many cells of code have changed, and whether all words are the same."""
-    executed = [cell for cell in copy.cells if _is_run(cell)]
-    code = sum(cell.cell_type == "code" for cell in page.cells)
-    if [cell.cell_type for cell in page.cells] != [cell.cell_type for cell in executed]:
-        return code, False
-    pairs = list(zip(page.cells, executed, strict=True))
-    changed = sum(
-        meaning(now.source) != meaning(then.source) for now, then in pairs if now.cell_type == "code"
-    )
-    return changed, all(now.source == then.source for now, then in pairs)
+    now, then = _code(page), _code(copy)
+    if len(now) != len(then):
+        return len(now), False
+    changed = sum(meaning(a.source) != meaning(b.source) for a, b in zip(now, then, strict=True))
+    said = [[c.source for c in book.cells if not _is_injected(c)] for book in (page, copy)]
+    return changed, said[0] == said[1]
+
+
+def _worded(page: Any, copy: Any) -> list[Any]:
+    """Return the page's cells, with what the copy's have shown; papermill's cell stays behind the parameters.
+
+    A paragraph may come or go: text has no part in what was run.
+    """
+    given = {k: cell for k, cell in enumerate(copy.cells) if _is_injected(cell)}
+    after = {id(copy.cells[k - 1]): cell for k, cell in given.items()}
+    cells, ran = [], iter(_code(copy))
+    for now in page.cells:
+        if now.cell_type == "code":
+            then = next(ran)
+            then.source, then["id"] = now.source, now["id"]
+            now = then
+        cells += [now, after[id(now)]] if id(now) in after else [now]
+    return cells
 
 
 def copies(notebooks: Path, chapters: Path) -> list[Copy]:
@@ -79,8 +97,7 @@ def reword(notebooks: Path, chapters: Path) -> list[Path]:
             continue
         page = nbformat.read(notebooks / f"{copy.page}.ipynb", as_version=4)
         old = nbformat.read(copy.path, as_version=4)
-        for now, then in zip(page.cells, filter(_is_run, old.cells), strict=True):
-            then.source, then["id"] = now.source, now["id"]
+        old.cells = _worded(page, old)
         with atomic_path(copy.path) as aside:
             nbformat.write(old, aside)
         written.append(copy.path)

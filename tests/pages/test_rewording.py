@@ -73,6 +73,27 @@ def test_words_are_mended_and_outputs_stay(book):
     assert rewording.reword(notebooks, chapters) == []
 
 
+def test_paragraphs_come_and_go(book):
+    notebooks, chapters = book
+    change(notebooks, "# %%\ndef", "# %% [markdown]\n# Twice.\n\n# %%\ndef")
+    assert rewording.reword(notebooks, chapters) == [chapters / "demo.ipynb"]
+    copy = nbformat.read(chapters / "demo.ipynb", as_version=4)
+    assert [cell.source[:8] for cell in copy.cells] == [
+        "# A titl",
+        "steps = ",
+        "steps = ",
+        "Twice.",
+        "def doub",
+    ]
+    assert copy.cells[2].source == "steps = 9" and copy.cells[-1].outputs[0].text == "18\n"
+    nbformat.validate(copy)
+    change(notebooks, "# %% [markdown]\n# Twice.\n\n", "")
+    assert rewording.reword(notebooks, chapters) == [chapters / "demo.ipynb"]
+    copy = nbformat.read(chapters / "demo.ipynb", as_version=4)
+    assert [cell.source[:8] for cell in copy.cells] == ["# A titl", "steps = ", "steps = ", "def doub"]
+    assert rewording.reword(notebooks, chapters) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
