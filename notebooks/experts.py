@@ -242,8 +242,8 @@ def build_autoencoder(image_size: int, dim: int, framed: bool = True) -> VectorA
 
 
 seed_everything(seed)
-model = build_autoencoder(image_size, dim)
-reader = plain.prepare(model.encoder.reader)
+model = plain.prepare(build_autoencoder(image_size, dim))
+reader = model.encoder.reader
 reader_steps = 4 * steps
 reader_config = {
     "expert": "reader",
@@ -284,13 +284,14 @@ start_images = train.images(
     generator=derived_generator(seed, "start factors"),
     augment=True,
 )
-model.start_from(start_images)
+model.start_from(start_images.to(runtime.device))
 with torch.no_grad():
-    seen = torch.cat([model.encoder.look(x)[1] for x in start_images.split(256)])
-    code = torch.cat([model.encode(x).sample() for x in start_images.split(256)])
+    pieces = [x.to(runtime.device) for x in start_images.split(256)]
+    seen = torch.cat([model.encoder.look(x)[1].cpu() for x in pieces])
+    code = torch.cat([model.encode(x).sample().cpu() for x in pieces])
 pca = PCA(dim - FRAME, svd_solver="covariance_eigh").fit(seen.double().numpy())
 axes = torch.from_numpy(pca.components_).float()
-painter = F.normalize(model.decoder.linear.weight.detach(), dim=0)
+painter = F.normalize(model.decoder.linear.weight.detach().cpu(), dim=0)
 share = (axes @ painter).square().sum(0)  # of each of our directions that lies in theirs
 assert (
     share[: (dim - FRAME) // 2].min() > 0.95

@@ -803,8 +803,9 @@ class Vocabulary:
         if unknown := set(labels) - set(self.conditions):
             raise ValueError(f"unknown conditions {sorted(unknown)}; known are {list(self.conditions)}")
         columns, offset = [], self.n_codes
+        device = next((t.device for t in (drop, *labels.values()) if t is not None), None)
         for i, (name, n_values) in enumerate((self.conditions or {"start": 0}).items()):
-            wildcard = torch.full((n,), offset + n_values)
+            wildcard = torch.full((n,), offset + n_values, device=device)
             token = offset + labels[name] if name in labels else wildcard
             columns.append(token if drop is None else torch.where(drop[:, i], wildcard, token))
             offset += n_values + 1
@@ -866,7 +867,7 @@ def stage2_step(
             < drop
         )
         given = {name: batch[name] for name in vocabulary.conditions}
-        prefix = vocabulary.prefix(n, dropped, **given).to(runtime.device)
+        prefix = vocabulary.prefix(n, dropped.to(runtime.device), **given)
         with runtime.autocast():
             loss = token_nll(gpt, prefix, batch["tokens"].to(runtime.device)).mean()
         optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def feature_batches(net: nn.Module, images: Tensor | Iterable[Tensor], *, batch_
     Raises: BookError if there is no image or an output is neither (B, D) nor (B, C, H, W).
     """
     batches = images.split(batch_size) if isinstance(images, Tensor) else images
-    weight = next(net.parameters(), None)
+    weight = next(chain(net.parameters(), net.buffers()), None)  # frozen nets may keep theirs as buffers
     was_training = net.training
     net.eval()
     try:
