@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 QUICK := book/_build/quick/$(CHAPTER).ipynb
-CHECKS := lint types pairing units pages book browser
+CHECKS := lint types pairing units pages devices book browser
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -88,6 +88,13 @@ check-pages: # each page in a fresh folder, so that no finished run of before is
 		CVLIB_SMOKE=1 CVLIB_RESULTS=$(CURDIR)/book/results $(BIN)/python -m pytest --nbval-lax \
 			--nbval-cell-timeout 300 -p no:cacheprovider -q --rootdir "$$room" "$$room" || exit 1; \
 		rm -rf "$$room"; echo "$$page: $$((SECONDS - start)) s"; done
+
+check-devices: # each page where tensors left behind on the CPU are found, as on a graphics card
+	@root=$$PWD; for page in notebooks/*.py; do \
+		start=$$SECONDS; room=$$(mktemp -d); trap 'rm -rf "$$room"' EXIT; cp $$page "$$room"; \
+		(cd "$$room" && CVLIB_RESULTS=$$root/book/results $$root/$(BIN)/python $$root/tests/devices/pretend.py \
+			$$(basename $$page) > page.log 2>&1) || { tail -n 40 "$$room/page.log"; echo "$$page FAILED"; exit 1; }; \
+		echo "$$(tail -n 1 "$$room/page.log"), $$((SECONDS - start)) s"; rm -rf "$$room"; done
 
 check-book:
 	@$(BIN)/cvlib book

@@ -58,6 +58,7 @@ from cvlib.nn.experts import (
     load_namer,
 )
 from cvlib.nn.framed import FRAME, FrameReader, lay_out, lift
+from cvlib.nn.precision import exact_products
 from cvlib.nn.refining import shrink
 from cvlib.nn.vae import VectorAutoencoder, calibrated_nll
 from cvlib.notebooks import taming  # the adaptive weight is explained there
@@ -284,7 +285,8 @@ start_images = train.images(
     generator=derived_generator(seed, "start factors"),
     augment=True,
 )
-model.start_from(start_images.to(runtime.device))
+with exact_products():
+    model.start_from(start_images.to(runtime.device))
 with torch.no_grad():
     pieces = [x.to(runtime.device) for x in start_images.split(256)]
     seen = torch.cat([model.encoder.look(x)[1].cpu() for x in pieces])

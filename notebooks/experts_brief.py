@@ -37,6 +37,7 @@ from cvlib.data.base import derived_generator
 from cvlib.metrics import psnr
 from cvlib.nn import PatchDiscriminator, lpips_vgg16_hed, vgg_loss
 from cvlib.nn.experts import freeze, load_experts
+from cvlib.nn.precision import exact_products
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import begin
 from cvlib.show import figure, look, picture, say, show, table
@@ -85,9 +86,13 @@ rows = torch.linspace(0, len(world) - 1, 16 if page.smoke else 512).round().long
 images = world.images(rows, generator=derived_generator(0, "test views"), augment=True)
 labels = {field: world.labels[field][rows] for field in ("concept", "hand")}
 before, codes = experts.reconstruct(whole, images, runtime, kept=kept)
-again, first_codes = experts.reconstruct(runtime.prepare(model), images, runtime)
-torch.testing.assert_close(first_codes, codes[:, :kept], rtol=1e-4, atol=1e-4)
-torch.testing.assert_close(again, before, rtol=1e-3, atol=1e-3)
+runtime.prepare(model)
+exact = Runtime(device=device, precision="fp32")
+with exact_products():
+    want, whole_codes = experts.reconstruct(whole, images[:64], exact, kept=kept)
+    again, first_codes = experts.reconstruct(model, images[:64], exact)
+torch.testing.assert_close(first_codes, whole_codes[:, :kept], rtol=1e-4, atol=1e-4)
+torch.testing.assert_close(again, want, rtol=1e-3, atol=1e-3)
 print(f"{len(world)} drawings of {n_concepts} concepts; {kept} of {codes.shape[1]} numbers")
 
 # %% [markdown]

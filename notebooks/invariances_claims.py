@@ -247,7 +247,7 @@ def inverter_step(
     """
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        x = layer.study.known["train"].pictures(batch["index"]).to(runtime.device)
+        x = layer.study.known["train"].pictures(batch["index"].cpu()).to(runtime.device)
         with runtime.autocast():
             x_rec = net(layer.condition(batch))
         x_hat = x_rec.detach().float().requires_grad_()

@@ -569,6 +569,7 @@ def race_flows(dim: int, width: int, n_blocks: int, labels: int = 0, batch: int 
     def given():
         return cond if known is None else known[cond]
 
+    here = partial(race, device=torch.device("cpu"))  # where all of this lies, whatever the page runs on
     n_weights = sum(p.numel() for p in flow.parameters() if p.ndim > 1)
     end = f", {labels} labels" if labels else ""
     passes = {
@@ -578,14 +579,14 @@ def race_flows(dim: int, width: int, n_blocks: int, labels: int = 0, batch: int 
     for kind, (ours, theirs) in passes.items():
         calls = repeated(ours, times, False), repeated(theirs, times, False)
         name = f"flow {kind}, batch {batch}, width {width}{end}"
-        keep(race(name, *calls, "FrEIA", operations=2 * batch * n_weights * times, made=(times * batch,) * 2))
+        keep(here(name, *calls, "FrEIA", operations=2 * batch * n_weights * times, made=(times * batch,) * 2))
     parameters = [p for p in peer.parameters() if p.requires_grad] + list(embedder.parameters())
     calls = (
         repeated(stepping(lambda: flow(x, cond), list(flow.parameters())), times),
         repeated(stepping(lambda: peer(x, embedder(cond)), parameters), times),
     )
     name = f"flow step, batch {batch}, width {width}{end}"
-    keep(race(name, *calls, "FrEIA", operations=6 * batch * n_weights * times, made=(times * batch,) * 2))
+    keep(here(name, *calls, "FrEIA", operations=6 * batch * n_weights * times, made=(times * batch,) * 2))
 
 
 # %%

@@ -66,6 +66,7 @@ from cvlib.nn import (
     hinge_g_loss,
     vgg_loss,
 )
+from cvlib.nn.precision import exact_products
 from cvlib.pages import begin
 from cvlib.show import explorer, figure, grid, look, picture, say, show, table
 from cvlib.train import (
@@ -1086,8 +1087,8 @@ assert ((filter_logits(p.log(), top_k=3).exp() > 0).sum(-1) == 3).all()
 greedy = sample(gpt, vocabulary.prefix(2), n_tokens, runtime, top_k=1)
 again = torch.empty(2, 0, dtype=torch.long)
 exact = Runtime(device=device, precision="fp32")
-greedy32 = sample(gpt, vocabulary.prefix(2), n_tokens, exact, top_k=1)
-with torch.no_grad():
+with torch.no_grad(), exact_products():
+    greedy32 = sample(gpt, vocabulary.prefix(2), n_tokens, exact, top_k=1)
     for _ in range(n_tokens):
         logits = gpt(torch.cat([vocabulary.prefix(2), again], 1).to(runtime.device))[:, -1]
         again = torch.cat([again, logits.argmax(-1, keepdim=True).cpu()], dim=1)

@@ -32,6 +32,8 @@ def _clock(call: Callable[[], object], device: torch.device) -> float:
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - start
 
 

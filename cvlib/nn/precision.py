@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from cvlib.train.runtime import pays_bf16
 
-__all__ = ["quick_bf16", "without_autocast"]
+__all__ = ["exact_products", "quick_bf16", "without_autocast"]
 
 _PRODUCTS = (F.conv2d, F.linear)
 
@@ -29,6 +29,26 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     if x.device.type == "meta":  # shapes without numbers: there is no autocast to leave
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply in fp32 all through: a card otherwise rounds the factors to ten bits (TF32), for it is faster.
+
+    For checks that compare two ways to the same number; on a CPU nothing changes.
+
+    >>> with exact_products():
+    ...     torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    ('highest', False)
+    """
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class _RoundedProducts(TorchFunctionMode):

@@ -163,7 +163,9 @@ def _fetch(waiting: list[tuple[int, Parts]]) -> list[dict[str, float]]:
     tensors = [v for _, parts in waiting for v in parts.values() if isinstance(v, Tensor)]
     if bad := [t for t in tensors if t.numel() != 1]:
         raise ValueError(f"a loss part has shape {tuple(bad[0].shape)}; wanted a single number")
-    floats = iter(torch.stack([t.reshape(()).float() for t in tensors]).tolist() if tensors else [])
+    # a step may count something on the CPU beside losses of the device
+    away = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+    floats = iter(torch.stack([t.reshape(()).float().to(away) for t in tensors]).tolist() if tensors else [])
     return [
         {k: next(floats) if isinstance(v, Tensor) else float(v) for k, v in parts.items()}
         for _, parts in waiting

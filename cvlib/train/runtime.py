@@ -220,10 +220,17 @@ def _part() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _indexed(device: torch.device) -> torch.device:
+    """Return the device with its number: set_device does not take "cuda" for the card that is current."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def _pick_device(device: str, processes: PartialState) -> torch.device:
     if device == "auto":
         if processes.num_processes > 1 or torch.cuda.is_available():
-            return torch.device(processes.device)
+            return _indexed(torch.device(processes.device))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kinds = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     kind = device.split(":")[0]
@@ -233,7 +240,7 @@ def _pick_device(device: str, processes: PartialState) -> torch.device:
         raise BookError(f"device is {device!r}, which this torch does not find", "auto or cpu")
     if processes.num_processes > 1 and kind == processes.device.type:
         return torch.device(processes.device)  # each process its own card
-    return torch.device(device)
+    return _indexed(torch.device(device))
 
 
 def _pick_precision(precision: str, device: torch.device) -> str:

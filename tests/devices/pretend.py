@@ -1,10 +1,10 @@
 """A second device that needs no hardware: its tensors compute on the CPU, but refuse to meet the CPU's.
 
 Most of what breaks on a graphics card and nowhere else is a tensor left behind: images that were never moved,
-an index of the wrong side, a generator of the CPU, ``numpy()`` of what lies on the card. A :class:`Held` tensor
-wraps an ordinary one and says that it lies on "meta", the one device beside the CPU that every build of
-PyTorch can differentiate on; each operation looks at what it is given, and raises where CUDA would. Values are
-the CPU's to the last bit. What it cannot show: kernels that CUDA lacks, its rounding, its speed.
+an index of the wrong side, a generator of the CPU, ``numpy()`` of what lies on the card. A :class:`Held`
+tensor wraps an ordinary one and says that it lies on "meta", the one device beside the CPU that every build
+of PyTorch can differentiate on; each operation looks at what it is given, and raises where CUDA or MPS would.
+Values are the CPU's to the last bit. What it cannot show: kernels that a card lacks, its rounding, its speed.
 
 ``python tests/devices/pretend.py notebooks/taming.py`` runs a page on it, at smoke scale.
 """
@@ -92,7 +92,7 @@ def _shapes(tensors: list[Tensor]) -> str:
 
 
 def _check(func: Any, args: Any, kwargs: Any, ours: list[Tensor], theirs: list[Tensor]) -> None:
-    """Raise where CUDA raises; where it works point by point the CPU may give a number, and places anywhere."""
+    """Raise where CUDA raises; point by point it takes a single number from the CPU, and places anywhere."""
     if func in FILLS or func in PUTS or torch.Tag.pointwise in func.tags:
         theirs = [t for t in theirs if t.dim()]
     said = f"{func} met {_shapes(ours)} of the device and {_shapes(theirs)} of the CPU"
@@ -127,6 +127,10 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         if func is aten._to_copy.default:
             del named["pin_memory"]
     out = func(*inner, **named)
+    if is_there and any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_flatten(out)[0]):
+        raise TypeError(
+            f"{func} makes float64, which MPS does not have: compute it on the CPU, or in float32"
+        )
     if not is_there:
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) and id(x) in known else x, out)
     return tree_map(

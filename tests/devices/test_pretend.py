@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cvlib.train import Runtime
+from cvlib.train.journal import Journal
 
 spec = importlib.util.spec_from_file_location("pretend", Path(__file__).with_name("pretend.py"))
 device = sys.modules["pretend"] = importlib.util.module_from_spec(spec)
@@ -75,6 +76,8 @@ def test_what_is_made_there_lies_there(there, make):
         lambda a, b: torch.rand(3, device=a.device, generator=torch.Generator()),
         lambda a, b: a.uniform_(generator=torch.Generator()),
         lambda a, b: a.numpy(),
+        lambda a, b: a.double(),  # MPS refuses
+        lambda a, b: b.double().to(a.device),
     ],
 )
 def test_what_cuda_refuses_is_refused(there, mix):
@@ -116,6 +119,16 @@ def test_runtimes_pick_it_with_the_memory_format_of_a_card(there):
     assert out.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         out.view(2, -1)
+
+
+def test_a_step_may_count_on_the_cpu_what_it_loses_on_the_device(there, tmp_path):
+    journal = Journal(tmp_path, steps=4, runtime=Runtime(), quiet=True)
+    for t in range(4):
+        lost, counted = torch.tensor(float(t), device=there), torch.tensor(2.0)
+        journal.record(t, {"revived": counted, "loss": lost, "speed": 1.0}, images=8)
+    journal.write(4, {})
+    (row,) = journal.rows
+    assert (row["loss"], row["revived"], row["speed"]) == (1.5, 2.0, 1.0)
 
 
 def test_a_network_left_behind_is_found(there):

@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,34 @@ def test_runtime_refuses_what_is_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(BookError, match="'cuda', which this torch does not find"):
             Runtime("cuda")
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda", "cuda:1"])
+def test_runtime_numbers_the_card_that_it_is_given(asked, monkeypatch):
+    chosen = []
+
+    def set_device(device):  # torch's own rule: a card has a number
+        chosen.append(torch.cuda._utils._get_device_index(device))
+
+    for name, value in {
+        "is_available": lambda: True,
+        "current_device": lambda: 1,
+        "set_device": set_device,
+        "is_bf16_supported": lambda **_: True,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    alone = SimpleNamespace(
+        num_processes=1, process_index=0, device=torch.device("cuda")
+    )  # as accelerate says
+    monkeypatch.setattr("cvlib.train.runtime.PartialState", lambda cpu: alone)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        runtime = Runtime(asked)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert runtime.device == torch.device("cuda", 1) and chosen == [1]
+    assert runtime.precision == "bf16" and runtime.fused == {"fused": True}
 
 
 def test_runtime_precision_and_memory_format():
