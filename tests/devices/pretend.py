@@ -6,16 +6,21 @@ tensor wraps an ordinary one and says that it lies on "meta", the one device bes
 of PyTorch can differentiate on; each operation looks at what it is given, and raises where CUDA or MPS would.
 Values are the CPU's to the last bit. What it cannot show: kernels that a card lacks, its rounding, its speed.
 
-``python tests/devices/pretend.py notebooks/taming.py`` runs a page on it, at smoke scale.
+``python tests/devices/pretend.py notebooks/*.py`` runs pages on it, at smoke scale.
 """
 
 from __future__ import annotations
 
 import os
 import runpy
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -163,7 +168,7 @@ class _Literals(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _last(prepare: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _as_on_a_card(prepare: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Return ``Runtime.prepare`` with CUDA's memory format, in which ``view`` fails where it does there."""
 
     def prepared(runtime: Any, module: nn.Module) -> nn.Module:
@@ -193,7 +198,7 @@ def pretend() -> Iterator[torch.device]:
     torch.__future__.set_swap_module_params_on_conversion(True)  # else Module.to() keeps what is held
     with (
         mock.patch.object(runtime, "_pick_device", lambda *_: DEVICE),
-        mock.patch.object(runtime.Runtime, "prepare", _last(runtime.Runtime.prepare)),
+        mock.patch.object(runtime.Runtime, "prepare", _as_on_a_card(runtime.Runtime.prepare)),
         mock.patch.object(torch, "autocast", cast),
         mock.patch.object(torch, "is_autocast_enabled", is_cast),
         _Literals(),
@@ -205,13 +210,38 @@ def pretend() -> Iterator[torch.device]:
             torch.__future__.set_swap_module_params_on_conversion(swaps)
 
 
-def main(page: str) -> None:
+def run(page: str) -> None:
     """Run a page on the device and say how many operations ran there."""
     with pretend():
         runpy.run_path(page, run_name="__main__")
     print(f"{Path(page).stem}: {ran.total():,} operations on the device")
 
 
+def _apart(page: Path) -> bool:
+    """Run a page in a process and folder of its own; print its last line, or more if it failed."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as room:
+        there = shutil.copy(page, room)
+        asked = {**os.environ, "CVLIB_SMOKE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, there]
+        done = subprocess.run(
+            command, cwd=room, env=asked, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    lines = done.stdout.splitlines()
+    shown = "\n".join(lines[-40:]) + f"\n{page.stem} FAILED" if done.returncode else lines[-1]
+    print(f"{shown}, {time.monotonic() - begun:.0f} s", flush=True)
+    return not done.returncode
+
+
+def main(pages: list[str]) -> int:
+    """Run one page here, or several apart, as many at once as there are cores."""
+    if len(pages) == 1:
+        os.environ["CVLIB_SMOKE"] = "1"
+        run(pages[0])
+        return 0
+    with ThreadPoolExecutor(os.cpu_count() or 1) as crew:
+        return 0 if all(list(crew.map(_apart, map(Path, pages)))) else 1
+
+
 if __name__ == "__main__":
-    os.environ["CVLIB_SMOKE"] = "1"
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1:]))
