@@ -56,7 +56,7 @@ from cvlib.notebooks import invariances as story
 from cvlib.notebooks import invariances_factors as exchange
 from cvlib.pages import begin
 from cvlib.show import COLOURS, figure, look, say, show, table
-from cvlib.train import Runtime, fit, run_folder, seed_everything, warmup_linear
+from cvlib.train import Runtime, ended_after, fit, run_folder, seed_everything, warmup_linear
 
 # %% tags=["parameters"]
 steps = 2500  # of each run. Paper: 250,000, or 50,000 for ten classes
@@ -489,9 +489,7 @@ def study_of(bench: Bench, part: float) -> Any:
     return bench.studies[part]
 
 
-def train_rival(
-    bench: Bench, arm: Arm, seed: int, root: str, stop: int | None
-) -> tuple[Callable[[Tensor], Tensor], Any]:
+def train_rival(bench: Bench, arm: Arm, seed: int, root: str) -> tuple[Callable[[Tensor], Tensor], Any]:
     """Return a function from test rows (N,) to pictures (N, 3, S, S), and the run of an inverter."""
     seed_everything(seed)
     study, recipe = study_of(bench, arm.taught), bench.recipe
@@ -531,7 +529,7 @@ def train_rival(
             batch, seed=seed, device=runtime.device
         ),
         step=step,
-        steps=stop or n_steps,
+        steps=n_steps,
         runtime=runtime,
         schedules={"net": warmup_linear(max(1, n_steps // 20), n_steps)},
     )
@@ -553,20 +551,21 @@ def run_arm(
     bench: Bench, name: str, seed: int, root: str, stop: int | None = None
 ) -> tuple[dict[str, float], Any]:
     """Train an arm with one seed; return its measures on test (none with ``stop``) and its run."""
-    arm = ARMS[name]
-    study, recipe = study_of(bench, arm.taught), replace(bench.recipe, steps=stop or bench.recipe.steps)
-    if arm.kind == "semantic":
-        n_pairs = 32 if bench.small else 4096
-        pairs = {
-            factor: exchange.pairs_of(study, factor, n_pairs, "train", seed) for factor in exchange.SHARED
-        }
-        start = exchange.linear_factors(pairs, -1.0 if bench.small else exchange.FLOOR)
-        semantic, run = exchange.train_semantic(study, pairs, start, recipe, seed, root)
-        return ({} if stop else judge_semantic(bench, semantic, start.sizes, seed)), run
-    if arm.kind == "flow":
-        layer, run = story.train_flow(study, arm.layer, recipe, seed, root)
-        return ({} if stop else judge_flow(bench, layer, seed)), run
-    paint, run = train_rival(bench, arm, seed, root, stop)
+    arm, recipe = ARMS[name], bench.recipe
+    study = study_of(bench, arm.taught)
+    with ended_after(stop):
+        if arm.kind == "semantic":
+            n_pairs = 32 if bench.small else 4096
+            pairs = {
+                factor: exchange.pairs_of(study, factor, n_pairs, "train", seed) for factor in exchange.SHARED
+            }
+            start = exchange.linear_factors(pairs, -1.0 if bench.small else exchange.FLOOR)
+            semantic, run = exchange.train_semantic(study, pairs, start, recipe, seed, root)
+            return ({} if stop else judge_semantic(bench, semantic, start.sizes, seed)), run
+        if arm.kind == "flow":
+            layer, run = story.train_flow(study, arm.layer, recipe, seed, root)
+            return ({} if stop else judge_flow(bench, layer, seed)), run
+        paint, run = train_rival(bench, arm, seed, root)
     if stop:
         return {}, run
     pictures = paint(bench.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cvlib.train.configs import canonical_json, config_differences, config_digest, run_folder
 from cvlib.train.ema import EMA
 from cvlib.train.folder import Interrupted
-from cvlib.train.loop import RunResult, fit
+from cvlib.train.loop import RunResult, ended_after, fit
 from cvlib.train.provenance import command_line, git_commit, peak_mb
 from cvlib.train.rng import isolated_rng, seed_everything, seed_from
 from cvlib.train.runtime import Runtime, microbatches, pays_bf16
@@ -24,6 +24,7 @@ __all__ = [
     "config_differences",
     "config_digest",
     "constant",
+    "ended_after",
     "fit",
     "git_commit",
     "isolated_rng",

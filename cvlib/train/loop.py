@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from cvlib.train.runtime import Runtime
 from cvlib.train.schedules import Schedule, apply_schedules
 from cvlib.train.state import Batches, TrainingState, read_best, rows_of
 
-__all__ = ["RunResult", "fit"]
+__all__ = ["RunResult", "ended_after", "fit"]
 
 _SAVE, _STOP = 1, 2
 _VOTE_EVERY = 10  # steps between two questions "does any process want to stop?" on several cards
+_LIMIT: ContextVar[int | None] = ContextVar("_LIMIT", default=None)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,19 @@ class RunResult:
         """Return the steps and the values of one column of the history, where it has a value."""
         rows = [row for row in self.history if row.get(name) is not None]
         return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+@contextmanager
+def ended_after(steps: int | None) -> Iterator[None]:
+    """Let every :func:`fit` inside end after ``steps`` steps (None: let it go on), as if stopped there.
+
+    Schedules stay those of the whole run, so that its first steps can be replayed whatever trains it.
+    """
+    token = _LIMIT.set(steps)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
 
 
 def fit(
@@ -90,6 +105,7 @@ def fit(
     checkpoint, a full disk; KeyboardInterrupt after Ctrl-C, when all is saved.
     """
     folder, runtime = Path(folder), runtime or Runtime()
+    steps = min(steps, _LIMIT.get() or steps)
     log_every = log_every or max(1, steps // 10)
     save_every, eval_every = save_every or log_every, eval_every or log_every
     means = {"ema": ema} if isinstance(ema, EMA) else dict(ema or {})

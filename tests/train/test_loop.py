@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvlib.errors import BookError
-from cvlib.train import fit, load_weights
+from cvlib.train import ended_after, fit, load_weights
 from cvlib.train.folder import locked
 
 
@@ -68,6 +68,18 @@ def test_a_forgotten_random_state_would_be_noticed(experiment, tmp_path, monkeyp
     again.run(tmp_path / "broken")
     with pytest.raises(AssertionError, match="model"):
         again.assert_same(whole)
+
+
+def test_a_run_that_is_ended_early_begins_as_the_whole_one(experiment, tmp_path):
+    wanted = experiment().run(tmp_path / "whole").result["first_losses"]
+    short = experiment()
+    with ended_after(5):
+        result = short.run(tmp_path / "short")
+    assert short.seen == list(range(5)) and result.history[-1]["step"] == 5
+    assert result.result["first_losses"] == {name: losses[:5] for name, losses in wanted.items()}
+    assert len(wanted["rec"]) == 12  # outside, runs are whole
+    with ended_after(None):
+        assert experiment().run(tmp_path / "other").result["first_losses"] == wanted
 
 
 def test_crash_before_the_first_checkpoint_starts_again(experiment, tmp_path):
