@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from cvlib.errors import BookError
@@ -26,7 +27,8 @@ def show(fig: Figure, alt: str, caption: str = "") -> Output:
     """
     alt = checked_alt(alt)
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=200)
+    fig.set_dpi(200)
+    fig.savefig(buffer, format="png", dpi=200, bbox_inches=_whole(fig))
     image = Image.open(buffer).convert("RGB")
     # 128 colours hold a plot's smooth edges; a palette is a third of the bytes. Pictures inside keep theirs.
     if not any(ax.images for ax in fig.axes):
@@ -34,6 +36,16 @@ def show(fig: Figure, alt: str, caption: str = "") -> Output:
     width, height = image.width // 2, image.height // 2
     tag = _img(data_uri(image), alt, width, height)
     return Output(framed(card(tag, width), caption), alt).emit()
+
+
+def _whole(fig: Figure) -> Bbox | None:
+    """Return the box in inches that holds the figure and what sticks out of it; None if nothing does."""
+    fig.draw_without_rendering()
+    room, drawn = Bbox.from_bounds(0, 0, *fig.get_size_inches()), fig.get_tightbbox()
+    inside = room.padded(0.01)  # a line's half width is no loss
+    is_whole = inside.containsx(drawn.x0) and inside.containsx(drawn.x1)
+    is_whole = is_whole and inside.containsy(drawn.y0) and inside.containsy(drawn.y1)
+    return None if is_whole else Bbox.union([room, drawn.padded(0.03)])
 
 
 def _img(uri: str, alt: str, width: int, height: int, style: str = "") -> str:

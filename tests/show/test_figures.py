@@ -33,6 +33,15 @@ def test_show_embeds_twice_the_layout_in_few_bytes(decode):
     assert len(out.html) < 15_000
 
 
+def test_a_label_longer_than_its_axis_is_not_cut_off(decode):
+    fig, ax = figure("half", height=2.0)
+    ax.set(ylabel="a label of many words that is far longer than the axis")
+    (shown,) = decode(show(fig, alt="An empty plot with a long label."))
+    assert shown.shape[0] > 450 and shown.shape[1] >= 680
+    for edge in (shown[0], shown[-1], shown[:, 0], shown[:, -1]):
+        assert (edge == 255).all()  # a letter on the edge would be a letter cut
+
+
 def test_the_same_figure_gives_the_same_bytes():
     def once():
         fig, ax = figure()
