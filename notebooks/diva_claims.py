@@ -443,8 +443,8 @@ evidence.read(READINGS)
 # %% [markdown]
 # An interval above zero is not yet a claim that holds: 25 comparisons were made, and each has to stand after Holm's
 # correction. So a relation whose interval is clear of zero can still read "does not hold" above: five seeds are too few
-# for it. Of the three relations only self-supervision passes this bar alone; and the whole is no better than the whole
-# without its intra-class head, which on drawings, with four to nine of them in a class, has little to hold on to.
+# for it. Of the three relations only self-supervision passes this bar alone; and the whole falls short of the whole
+# without its intra-class head, with an interval clear of zero: that head, on drawings, with four to nine of them in a class, has little to hold on to.
 #
 # What the runs cannot say. The regime is the paper's in kind, a pretrained backbone fine-tuned at a low rate with classes
 # that test does not share, but it is small: some 700 drawings of 100 classes, of which CUB has 5,864 photographs, at 64

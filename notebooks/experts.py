@@ -14,12 +14,13 @@
 # # Experts: networks that are only looked at
 #
 # The chapters of this part never train a network on pictures. They take networks that exist, leave them alone, and
-# learn what lies between them. Such networks are *experts*, and this page makes the two that no public package holds.
+# learn what lies between them. Such networks are *experts*, and this page makes the three that no public package holds.
 #
 # | expert | what it does | where it comes from |
 # |---|---|---|
 # | autoencoder | a picture of 64 × 64 px to 320 numbers $\bar z = E(x)$ and back, $x \approx D(\bar z)$ | trained here |
 # | namer | says which of 877 concepts a drawing shows | EfficientNet-Lite0 from ImageNet, fine-tuned here |
+# | judge | says the concept, the hand and the factors of a picture | trained here |
 # | ImageNet network | says which of 1,000 classes a photograph shows | EfficientNet-Lite0 as published |
 #
 # | scale | command | what it needs |
@@ -181,7 +182,7 @@ print(f"descent ends at e^λ = {lam.exp():.4f}; the mean error is {r.mean():.4f}
 #
 # How should 320 numbers be spent? A drawing that is moved by three pixels or turned by ten degrees is another picture altogether to a linear code, which
 # pays for it with dozens of numbers, and worse: nothing in such a code says *cat* by itself, so an invertible network in it learned nothing
-# but noise in the time that a laptop has. So the first eight numbers are the **frame**: ground, hue, size,
+# but noise in the time that a laptop has (a trial, not recorded). So the first eight numbers are the **frame**: ground, hue, size,
 # place and turn. Whoever knows them can undo them, and lay the drawing out again.
 
 # %%
@@ -272,10 +273,10 @@ freeze(reader)
 # %% [markdown]
 # ### A linear code, and a network that refines it
 #
-# What is lifted still has thousands of pixels. A network that starts from nothing needs days to do better than linear algebra, which knows the best *linear*
+# What is lifted still has thousands of pixels. A network that starts from nothing would first have to find what linear algebra knows, the best *linear*
 # code: the principal components of the lifted drawings at 32 px. They have what PSNR asks for, and smear every edge. So $E$ reads the frame and is linear in the rest, and $D$ is not: it paints the
 # components' picture, lays it out, and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task. It is
-# learned in minutes, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
+# learned within an hour, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
 # component that found no place, so that no number is kept much more exactly than it is worth.
 
 # %%
@@ -308,7 +309,8 @@ del seen, code
 # ### One step
 #
 # The reconstruction loss is differentiated at the picture, the critic's too, and
-# $w_\text{adv}$ makes both gradients equally long at the last layer ({doc}`taming`, the adaptive weight). The VGG network sees a random
+# $w_\text{adv}$ makes the critic's gradient at the last layer half as long as the other ({doc}`taming`, the adaptive weight), and shorter
+# still as long as the critic hardly tells pictures from reconstructions. The VGG network sees a random
 # window of half the side, full size: a quarter of the work, and still every edge.
 
 
@@ -757,7 +759,8 @@ say(
 
 # %% [markdown]
 # Can the autoencoder's pictures still be named? If not, whatever is measured through them would be measured through a
-# fog. The ratio of the two rates is the ceiling of all that the next chapter can show.
+# fog. The ratio of the two rates says how much of what this namer needs is left. The pages that follow paint with another decoder, that of
+# {doc}`experts_brief`, and hold what they find against its rates.
 
 # %%
 fog = top(name_logits(best_namer, hand_after, plain), labels)
@@ -964,9 +967,9 @@ picture(
 #
 # | paper or original code | here | why |
 # |---|---|---|
-# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 5.0 M parameters, 64 px, a thousand steps | a laptop |
+# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 5.0 M parameters, 64 px, 800 steps | a laptop |
 # | all of the code is learned from pictures alone | eight numbers of it are the frame, taught by the renderer | in principal components of whole pictures, flows as large as those of the next page had learned nothing of the concept when they began to learn drawings by heart (a trial, not recorded) |
-# | networks start from noise | the rest of the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise does worse than linear algebra for days |
+# | networks start from noise | the rest of the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise would first have to find them |
 # | LPIPS over the whole image | VGG-19 (8-bit) over a random window of half the side | a quarter of the work |
 # | the critic's gradient is as long as the other's from its first step | its share is also cut by its margin | a critic that knows nothing has no say |
 # | classifiers that exist | the namer is fine-tuned here, on drawings whose hand and factors are known | so that what it forgets can be measured |

@@ -280,7 +280,7 @@ if page.record:
 # |---|---|---|
 # | encoder and decoder learn their animals together | the encoder is kept, the decoder alone goes on | codes stay what they were, so that what is cached and measured on other pages holds |
 # | the code has 128 numbers from the start | the first 128 of 320 | the linear code is in order, and 128 is what the flows of the paper model |
-# | 149 classes of animals, in photographs | 100 concepts, drawn by nine hands | a world small enough for a core and half an hour |
+# | 149 classes of animals, in photographs | 100 concepts, in nine sets by seven hands | a world small enough for a core and half an hour |
 #
 # ## Exercises
 #

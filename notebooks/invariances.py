@@ -108,7 +108,7 @@ print(runtime.describe())
 # paper, because every number is one more that must be right in a picture that nobody drew; and a decoder that knows the drawings of this page's world.
 # The **judge** has another build and another training than the namer; it says what is to be seen in a picture.
 #
-# The namer tells 877 concepts, and has learned each from five or six drawings. A flow has to know them all before it can paint what the answer
+# The namer tells 877 concepts, and has learned each from four to eight drawings, mostly six or seven. A flow has to know them all before it can paint what the answer
 # says. So a hundred concepts are studied, evenly spread over the list: about as many as the paper has animals. The network still answers among 877;
 # the judge, who has to say what a painting shows, is asked among the hundred. The world of this page is these few hundred drawings on any
 # ground, in any hue, size, place and turn; a flow learns from some views of each and is tested on others.
@@ -626,6 +626,9 @@ show(
 # %% [markdown]
 # ## Seeing what a layer does not see
 #
+# One more look at these lines: their height tells what a flow has *learned to use*, not only what a layer knows. The softmax is computed from block 2 and cannot
+# know more, yet its line is the lower: in this time a flow makes more of it.
+#
 # Now keep the representation of a drawing, draw $v \sim \mathcal N(0, I)$, and paint $D(t^{-1}(v\,|\,z))$. All these
 # pictures are the same to the layer.
 
@@ -804,8 +807,8 @@ show(
 # %% [markdown]
 # ### Is it what the layer does not know?
 #
-# If $v$ is independent of $z$, nothing that the layer knows can be read from $v$, and all that it dropped can. The same linear
-# probe as above, on $z$, on $v$ and on the whole $\bar z$: what leaves the one should appear in the other.
+# If $v$ is independent of $z$, nothing that the layer knows can be read from $v$, and what it dropped is in $v$, though not all of it where a linear
+# probe finds it. The same probe as above, on $z$, on $v$ and on the whole $\bar z$: what leaves the one should appear in the other.
 
 
 # %%
@@ -987,7 +990,7 @@ if page.live:
 # | flow | 20 blocks, width 1,024, d = 128 | the same; log-determinant of the invertible ReLU left out, the condition embedded twice when sampling | 6 blocks, narrower, d = 128; both errors avoided |
 # | ActNorm | initialised by the first batch | asks a device flag in every pass | the same data, a buffer that is saved and never set again |
 # | z and z̄ | computed anew in every step | the same | computed once for several views of each drawing, kept as float16 |
-# | classes | 149 animals, or ten of them, hundreds of photographs each | the same | 100 of 877 concepts, five or six drawings each |
+# | classes | 149 animals, or ten of them, hundreds of photographs each | the same | 100 of 877 concepts, four to eight drawings each |
 # | network under examination | ResNet-101, AlexNet, FaceNet | the same | EfficientNet-Lite0, fine-tuned on emoji |
 # | what is kept | looked at; FID | the same | measured by a judge on known factors |
 # | start | random | the same | at the linear guess of $\bar z$ from $z$ |
@@ -997,7 +1000,7 @@ if page.live:
 #
 # ## Exercises
 #
-# 1. What is the loss of a flow that ignores its condition? Compare it with the lines above: the difference is a bound on what the layer
+# 1. What is the loss of a flow that ignores its condition? Compare it with the lines above: the difference is an estimate of what the layer
 #    knows, in nats.
 # 2. Two halves of a block see the condition. What would $v$ be if only the first did?
 # 3. Give $H$ two features instead of 128. Which of the measured numbers must rise?

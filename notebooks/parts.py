@@ -24,7 +24,7 @@
 # codes is estimated by an adversary and held below a target by a Lagrange multiplier.
 #
 # On this page the model is trained on rendered people whose true parts are known and never shown to it, and what it finds is
-# held against them. Three pages go with it: {doc}`parts_model` builds the model piece by piece and checks each piece against a closed form or
+# held against them, by the measures of {doc}`parts_judge`. Three more pages go with it: {doc}`parts_model` builds the model piece by piece and checks each piece against a closed form or
 # brute force, {doc}`parts_learning` says which loss teaches which network, and when, and {doc}`parts_swaps` takes the people apart: shape of one, sleeves of another.
 #
 # **What the paper claims, and what can be asked of a claim when the truth is known**
@@ -824,8 +824,8 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
 # | gradients | a loss for each network | the reconstruction is computed up to four times | one backward pass |
 # | assignment | | on the test images, many to one | on validation; one to one beside it |
 #
-# **Traps of the original.** Its configuration lists decoder widths that nothing obeys. Its results come from runs that were stopped,
-# edited and restarted, so no configuration in the repository reproduces them; the step at which a run is judged was chosen with
+# **Traps of the original.** Its configuration lists decoder widths that nothing obeys. Its results on CUB and Penn Action come from runs that were
+# stopped, edited and restarted, so no configuration in the repository reproduces them; the step at which a run is judged was chosen with
 # test labels at hand. λ and $r$ live outside the weights: a port that saves only the networks begins again with no constraint.
 # IoU skips labels that an image does not show. Masks of DeepFashion exist for a part of its images: an absent mask is not an empty one.
 #

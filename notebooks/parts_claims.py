@@ -466,6 +466,8 @@ if shown:
 
 # %% [markdown]
 # ## Does the estimate follow the target?
+#
+# The constraint steers by an estimate of the information, the monitor's $C_1$. If it works, $C_1$ ends near whatever target it was given.
 
 # %%
 sweep = {arm: evidence.by_seed(arm, "C1") for arm in ("target-low", "ours", "target-high")}
@@ -610,7 +612,7 @@ if evidence.comparisons("P3") and evidence.comparisons("A3"):
 
 # %% [markdown]
 # What the runs cannot say. People are capsules in simple patterns, seen at 64 pixels, in four motions; real clothes fold and
-# hide. A run has a thirtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
+# hide. A run has a sixtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
 # own, are not here. The critic of P2 finds a lower bound: a better reader may find more. And the monitor's estimate, with which
 # the constraint works, equals the information only for the best critic; before that it may lie on either side. Intervals are over seeds of
 # training; the test people are the same sixteen for all. Colours are taken as they are seen, so that some of what is found is light, in both arms.

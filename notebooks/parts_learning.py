@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Who is taught by what
 #
-# The networks of {doc}`parts_model` are five, and there are seven things to ask of them. This page says who is asked for what and when: the losses and
+# The networks of {doc}`parts_model` are five, and there are five losses that ask something of them. This page says who is asked for what and when: the losses and
 # their addressees, the schedule of the priors, what a step costs beside the released one, and the loop that trains. {doc}`parts` runs that loop on
 # people, and {doc}`parts_claims` runs it some fifty times.
 #

@@ -519,7 +519,7 @@ say(f"Known: {known_mi:.3f} nats. Estimated by the critic after {len(toy_curve)}
 #
 # The encoder could learn to fool the very critic $T_0$ that it fights. So a second critic $T_1$, which nobody fights, watches,
 # and if *it* finds information, a bottleneck is narrowed: $\mathcal L_\text{vib} = e^{r}\,\mathrm{KL}$ with
-# $r \leftarrow \operatorname{clip}(r + \eta\,(C_1 - t))$. The paper's η is 0.05; ours is 0.5, for runs that are thirty times shorter. λ and $r$ change without a gradient; both are kept in checkpoints, or a
+# $r \leftarrow \operatorname{clip}(r + \eta\,(C_1 - t))$. The paper's η is 0.05; ours is 0.5, for runs that are at least sixty times shorter. λ and $r$ change without a gradient; both are kept in checkpoints, or a
 # resumed run would begin with no constraint.
 #
 # Does the price come out right? Minimise $(x-2)^2$ under $x \le 1$: at the solution the gradient of the objective is

@@ -191,7 +191,7 @@ def recall_at_1(z: Tensor, data: Dataset, label: str) -> dict[str, float]:
 # ## The floor: a network that has seen photographs
 #
 # The backbone knows ImageNet and no emoji. Its first stages stay as they are; what they make of a few augmented views of
-# each picture is computed once and kept, so that a step trains only the last stages and costs a sixth.
+# each picture is computed once and kept, so that a step trains only the last stages and costs much less.
 
 
 # %%
@@ -405,7 +405,7 @@ say(
 # %% [markdown]
 # This reading predicts when it helps. The student can follow only as far as $d$ dimensions let it: the best fit of a Gram
 # matrix by one of rank $d$. With 128 dimensions little is lost. With eight, imitation and discrimination compete for the
-# same few directions, and γ has to be smaller. {doc}`s2sd_claims` measures it.
+# same few directions, and γ may have to be smaller. That was not measured: {doc}`s2sd_claims` keeps one γ from 16 to 128 dimensions.
 #
 # **Who learns from whom.** The teacher is detached: the wide heads learn from their own objective only, and the narrow one
 # from its own and from them. The last teacher is the pooled feature vector itself ($\gamma_F$); it teaches too and is not
@@ -866,8 +866,8 @@ table(
 # | | paper | authors' code | here |
 # |---|---|---|---|
 # | backbone | ResNet-50, all of it learns | the same | EfficientNet-Lite0, last five blocks and head; parameter files for ResNet-50 |
-# | dimension d, heads | 128; 512 to 2,048 | the same | smaller by eight; so are the heads |
-# | γ | 50 | 50 | chosen on validation; at small d it must be smaller |
+# | dimension d, heads | 128; 512 to 2,048 | the same | 32; 256 to 1,024 |
+# | γ | 50 | 50 | chosen on validation at d = 32, kept at other d |
 # | batches | 2 samples of 56 classes | classes and samples drawn with replacement, so that two classes can be one | without replacement |
 # | optimiser | Adam | Adam, weight decay coupled, constant rate | AdamW, warm-up and linear decay |
 # | β of the margin loss | learned | registered with the network's rate 1e-5: frozen in practice | own rate, 5e-4 |
@@ -908,7 +908,8 @@ assert list(left_over.values()) == sorted(left_over.values(), reverse=True)
 
 # %% [markdown]
 # 3. *Replace the softmax rows by a plain mean squared error between similarity matrices.* Change one line of `s2sd_step`
-#    and run the page again. At $T = 1$ you should find nearly the same numbers.
+#    and run the page again. Take the mean out of each row first and
+#    halve the error: then, at $T = 1$, its value should be nearly that of $D$.
 #
 # ## What came after
 #

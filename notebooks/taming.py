@@ -373,8 +373,8 @@ table(
 # ### What a normalisation forgets
 #
 # Every layer above normalises its input in groups of channels: it subtracts a group's mean over the image and divides
-# by its deviation. The authors use 32 groups, and at their 128 channels a group has four. In our first level of
-# sixteen channels the same rule makes groups of **one**, and a channel by itself loses its mean altogether: how
+# by its deviation. The authors use 32 groups, and at their 128 channels a group has four. In a first level of
+# 16 or 32 channels, as ours, the same rule makes groups of **one**, and a channel by itself loses its mean altogether: how
 # orange the image is as a whole.
 #
 # **Predict**: flat colours go through one layer and one normalisation. How well can a linear map recover them?
@@ -1313,7 +1313,7 @@ if page.live:  # with a kernel: every condition and filter
 # | group norm | 32 groups of at least 4 channels | the same | groups of 4 channels, since 32 groups of a narrow net are single channels |
 # | class condition | one token | in the vocabulary of the codes | one token for each condition, and *any* |
 # | optimiser | Adam, constant rate | the same | AdamW, warm-up and linear decay |
-# | size | 70 M + 85 M to 1.4 B parameters | the same | about 1 M + 1 M |
+# | size | 70 M + 85 M to 1.4 B parameters | the same | 3.2 M + 2 M at report scale |
 #
 # ## Failures worth seeing
 #
