@@ -1441,7 +1441,7 @@ say(
 # The authors' earlier study {cite}`roth2020revisiting` found that embeddings which transfer to new classes use more of
 # their directions and do not press their classes into points. Two numbers say how: the spectral decay ρ (the divergence of
 # the singular values from equal ones; lower is flatter) and the density, intra-class over inter-class distance. What follows is one seed; over
-# ten seeds of half the steps, {doc}`diva_claims` found the spectrum of DiVA *steeper* than that of one head.
+# five seeds of half the steps, {doc}`diva_claims` found the spectrum of DiVA *steeper* than that of one head.
 
 # %%
 shapes = {}
