@@ -346,7 +346,7 @@ say(
     "Mean IoU over the five body parts: "
     + ", ".join(f"**{g.scores.overall:.3f}** ({name})" for name, g in grades.items())
     + ". Colours have no name that holds from one person to the next: a red shirt and a blue one are no nearer to each other than to "
-    "the wall. The features know something of heads and legs, coarsely; but then they learned from a million labels."
+    "the wall. The features know something of heads, less of torso and legs; but then they learned from a million labels."
 )
 
 # %% [markdown]
@@ -791,7 +791,7 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
     late = runs["no constraint"].history[-1]["C1"]
     say(
         f"With the constraint the critic finds {held:.2f} nats about colours in the codes, without it {free:.2f}. The monitor, which learns beside the model and from eight pairs at a "
-        f"time, saw {late:.2f} at the end of the run without the constraint: it is a lower bound too, and here a weak one. A linear probe sees R² "
+        f"time, saw {late:.2f} at the end of the run without the constraint: its estimate is no bound and may lie on either side. A linear probe sees R² "
         f"{leak['ours'][0]:.3f} with and {leak['no constraint'][0]:.3f} without."
         + " One seed decides nothing; the page of the evidence asks several."
     )

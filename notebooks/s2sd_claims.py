@@ -378,7 +378,7 @@ if evidence.comparisons("C1"):
 if evidence.comparisons("A1"):
     (longer,) = evidence.comparisons("A1")
     say(
-        f"**A1: {evidence.decided['A1']['verdict']}.** Given as much time by the clock, the plain objective reaches "
+        f"**A1: {evidence.decided['A1']['verdict']}.** Given 1.35 times the steps, the plain objective reaches "
         f"{longer['against_mean']:.1f} %: S2SD differs by {longer['mean']:+.1f} [{longer['low']:+.1f}, {longer['high']:+.1f}] points."
     )
 if evidence.comparisons("C4"):

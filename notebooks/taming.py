@@ -766,7 +766,7 @@ ax.set(xlabel="rank of the code", ylabel="frequency", ylim=(1e-5, 1))
 ax.legend()
 show(
     fig,
-    alt=f"The most frequent code makes up {frequency[0]:.0%} of all positions; the rest falls off slowly.",
+    alt=f"The most frequent code makes up {frequency[0]:.1%} of all positions; the rest falls off slowly.",
     caption="How often each code is used on the test split, by rank.",
 )
 
