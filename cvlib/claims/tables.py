@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from textwrap import fill
 from typing import Any
 
 from cvlib.claims.rules import Comparison, follow_ups, load_rules
@@ -141,9 +142,14 @@ def _pairs(ax: Any, entry: dict[str, Any], ours: list[float], theirs: list[float
         ax.plot([0, 1], pair, color=COLOURS["control"], linewidth=1, linestyle="-", zorder=1)
     ax.scatter([0] * len(theirs), theirs, color=COLOURS["baseline"], marker="^", zorder=2)
     ax.scatter([1] * len(ours), ours, color=COLOURS["ours"], marker="o", zorder=2)
-    left, right = (name.replace(" − ", "\n− ") for name in comparison_of(entry).names)
+    left, right = map(_short_lines, comparison_of(entry).names)
     ax.set(xticks=[0, 1], xticklabels=[right, left], xlim=(-0.5, 1.5))
     ax.set_ylabel(f"{entry['measure']} ({entry['unit']})" if entry["unit"] else entry["measure"])
+
+
+def _short_lines(name: str) -> str:
+    """Return an arm's name in lines that leave room for the other one's beside it."""
+    return "\n".join(fill(part, 16) for part in name.replace(" − ", "\n− ").splitlines())
 
 
 def _difference(ax: Any, entry: dict[str, Any], differences: list[float]) -> None:
@@ -158,5 +164,6 @@ def _difference(ax: Any, entry: dict[str, Any], differences: list[float]) -> Non
     ax.errorbar([entry["mean"]], [0], xerr=bars, fmt="o", color=COLOURS["ours"], capsize=4, zorder=3)
     ax.set(yticks=[0, (1 + len(differences)) / 2], yticklabels=["mean", "seeds"], xlim=limits)
     ax.set_ylim(-0.8, len(differences) + 0.8)
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("difference" + f" ({entry['unit']})" * bool(entry["unit"]))
     ax.grid(False)

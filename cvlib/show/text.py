@@ -46,7 +46,9 @@ def table_html(
         parts = []
         for cell, side in zip(cells, sides, strict=True):
             room = ";min-width:14em" if len(cell) > 40 else ""  # words, not letters, on a phone
-            parts.append(f'<{tag}{scope} style="{style};text-align:{side}{room}">{_broken(cell)}</{tag}>')
+            parts.append(
+                f'<{tag}{scope} style="{style};text-align:{side}{room}">{_with_breaks(cell)}</{tag}>'
+            )
         return f"<tr>{''.join(parts)}</tr>"
 
     head = line("th", list(header), ' scope="col"')
@@ -93,7 +95,9 @@ def folded(title: str, entries: Mapping[str, str]) -> Output:
     """
     if not entries:
         raise BookError(f"nothing to fold under {title!r}", "one entry or more")
-    body = "".join(f"<dt>{_broken(term)}</dt><dd>{_broken(text)}</dd>" for term, text in entries.items())
+    body = "".join(
+        f"<dt>{_with_breaks(term)}</dt><dd>{_with_breaks(text)}</dd>" for term, text in entries.items()
+    )
     page = (
         '<details class="cv-folded" style="margin:1em 0"><summary style="cursor:pointer">'
         f'{inline(title)}</summary><dl style="margin:.6em 0 0;max-width:52em;font-size:.9em">'
@@ -103,7 +107,7 @@ def folded(title: str, entries: Mapping[str, str]) -> Output:
     return Output(page, "\n".join([title, *plain])).emit()
 
 
-def _broken(text: str) -> str:
+def _with_breaks(text: str) -> str:
     return inline(text).replace("\n", "<br>")
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from cvlib.claims import aggregate, claim_plot, claims_table, ledger, record, scoreboard
+from cvlib.claims.tables import _difference, _pairs
 from cvlib.errors import BookError
+from cvlib.show import figure
 
 
 def test_ledger_counts_minutes(fill):
@@ -105,3 +107,23 @@ def test_plot_states_the_finding(fill):
         claim_plot("demo", "C2")
     with pytest.raises(BookError, match="claim 'C9' of demo"):
         claim_plot("demo", "C9")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 1e-4])
+def test_names_and_numbers_of_a_plot_do_not_run_into_each_other(scale):
+    long = {
+        "arm": "ours-gradient",
+        "against": "kmeans-features-gradient",
+        "against_measure": "after an eighth",
+    }
+    entry = {"measure": "equivariance", "unit": "", "comparison": "higher", "margin": 0.0, **long}
+    entry |= {"mean": -0.3 * scale, "low": -0.9 * scale, "high": 0.3 * scale}
+    fig, (left, right) = figure(height=2.6, columns=2)
+    _pairs(left, entry, [0.3, 0.4], [0.2, 0.3])
+    _difference(right, entry, [-1.3 * scale, 1.0 * scale])
+    fig.set_dpi(200)
+    fig.draw_without_rendering()
+    for ax in (left, right):
+        shown = [label for label in ax.get_xticklabels() if label.get_text()]
+        ends = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in shown))
+        assert len(ends) >= 2 and all(a[1] < b[0] for a, b in zip(ends, ends[1:], strict=False))

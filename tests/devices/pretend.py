@@ -4,7 +4,8 @@ Most of what breaks on a graphics card and nowhere else is a tensor left behind:
 an index of the wrong side, a generator of the CPU, ``numpy()`` of what lies on the card. A :class:`Held`
 tensor wraps an ordinary one and says that it lies on "meta", the one device beside the CPU that every build
 of PyTorch can differentiate on; each operation looks at what it is given, and raises where CUDA or MPS would.
-Values are the CPU's to the last bit. What it cannot show: kernels that a card lacks, its rounding, its speed.
+Values are the CPU's to the last bit. What it cannot show: how a card is chosen (``tests/train`` asks that),
+kernels that a card lacks, bf16 and TF32, speed, and what runs of more steps than smoke scale reach.
 
 ``python tests/devices/pretend.py notebooks/*.py`` runs pages on it, at smoke scale.
 """
@@ -128,9 +129,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     known = {id(t.held): t for t in ours}
     inner, named = tree_unflatten([t.held if isinstance(t, Held) else t for t in flat], spec)
     if wanted is not None:
-        named = {**named, "device": torch.device("cpu"), "pin_memory": False}
-        if func is aten._to_copy.default:
-            del named["pin_memory"]
+        named = {**named, "device": torch.device("cpu")}
     out = func(*inner, **named)
     if is_there and any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_flatten(out)[0]):
         raise TypeError(
@@ -174,7 +173,7 @@ def _as_on_a_card(prepare: Callable[..., nn.Module]) -> Callable[..., nn.Module]
     def prepared(runtime: Any, module: nn.Module) -> nn.Module:
         module = prepare(runtime, module)
         if any(p.ndim == 4 for p in module.parameters()):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         return module
 
     return prepared
