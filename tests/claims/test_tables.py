@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from cvlib.claims import aggregate, claim_plot, claims_table, ledger, record, scoreboard
@@ -126,4 +128,4 @@ def test_names_and_numbers_of_a_plot_do_not_run_into_each_other(scale):
     for ax in (left, right):
         shown = [label for label in ax.get_xticklabels() if label.get_text()]
         ends = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in shown))
-        assert len(ends) >= 2 and all(a[1] < b[0] for a, b in zip(ends, ends[1:], strict=False))
+        assert len(ends) >= 2 and all(a[1] < b[0] for a, b in pairwise(ends))
