@@ -49,6 +49,18 @@ def test_arms_are_those_of_the_rules(page):
         assert set(rules.measures(run["arm"])) <= set(run["values"])
 
 
+def test_what_is_asked_once_more_is_asked_of_the_same_arms_and_code_with_fresh_seeds(page):
+    first, again = load_rules(page.CHAPTER), load_rules(page.AGAIN)
+    assert again.follows == page.CHAPTER and again.code == first.code
+    assert set(again.arms) <= set(page.ARMS) and not set(again.seeds) & set(first.seeds)
+    assert set(page.PAIRED) == {claim.id for claim in again.claims}
+    for claim in again.claims:
+        (asked,), (where, place) = claim.comparisons, page.PAIRED[claim.id]
+        assert asked == first.claim(where).comparisons[place]
+    for run in runs(page.AGAIN):
+        assert set(again.measures(run["arm"])) <= set(run["values"])
+
+
 def test_what_must_show_is_run_before_the_rest_and_in_whole_pairs(page):
     rules = load_rules(page.CHAPTER)
     needed = {arm for claim in rules.claims if claim.must_show for arm in claim.arms}
@@ -235,7 +247,7 @@ def test_every_kind_of_arm_gives_what_the_rules_ask(page, bench, tmp_path):
 def test_a_run_is_recorded_whole_and_its_first_losses_can_be_repeated(page, bench, tmp_path, monkeypatch):
     noted = {}
     monkeypatch.setattr(claims, "record", lambda *where, **told: noted.update(where=where, **told))
-    page.run_and_record(bench, "free", 3, str(tmp_path))
+    page.run_and_record("parts", bench, "free", 3, str(tmp_path))
     chapter, arm, seed, values = noted.pop("where")
     assert (chapter, arm, seed) == ("parts", "free", 3) and values["IoU"] >= 0
     assert noted["config"]["objective"]["is_constrained"] is False and noted["config"]["recipe"]["steps"] == 2
