@@ -26,9 +26,9 @@
 # | quick | `papermill notebooks/diva_claims.ipynb out.ipynb` | seconds: reads the committed results |
 # | report | `make report CHAPTER=diva` | the ledger below says how long |
 #
-# Reading time: 10 minutes.
+# Reading time: 10 minutes. Code of more than a dozen lines is folded in the book; [the verdict](#the-verdict) comes after it.
 
-# %%
+# %% tags=["hide-input"]
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -92,8 +92,10 @@ claims.ledger("diva")
 
 # %% [markdown]
 # ## The arms
+#
+# An arm is a change of the story's method, and nothing else.
 
-# %%
+# %% tags=["hide-input"]
 CHAPTER = "diva"
 FOUR = ("disc", "dance", "shared", "intra")
 ARMS = {
@@ -242,7 +244,7 @@ def train_arm(
 # looked at once a run, with the checkpoint that validation chose.
 
 
-# %%
+# %% tags=["hide-input"]
 def judge(bench: Bench, name: str, net) -> dict[str, float]:
     """Return the measures of the rules, and more, of an arm's trained network on test."""
     story, data = bench.story, bench.splits["test"]
@@ -279,8 +281,12 @@ def judge(bench: Bench, name: str, net) -> dict[str, float]:
 
 # %% [markdown]
 # ## Running what is missing
+#
+# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
+# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results` replays its first 20 steps: equal losses keep the run.
 
-# %%
+# %% tags=["hide-input"]
 bench = None
 if tune or replay or page.record or page.smoke:
     bench = lay_out(story, image_size, steps, batch_size, runtime, pretrained, n_classes, page.smoke)
@@ -374,7 +380,7 @@ evidence.plots()
 # What each further relation adds, and what each head finds alone.
 
 
-# %%
+# %% tags=["hide-input"]
 COUNTS = {
     0: ("disc-64",),
     1: ("with-dance", "with-shared", "with-intra"),
@@ -397,7 +403,7 @@ if all(evidence.over_seeds(arm) for arms in COUNTS.values() for arm in arms):
         caption="Test Recall@1 by the number of relations beside the discriminative one. Gallery: 4,584 drawings of 653 concepts.",
     )
 
-# %%
+# %% tags=["hide-input"]
 if evidence.runs:
     measures = ["Recall@1, all sets", "Recall@1, cross-set", "Recall@1, hard", "mAP@R", "NMI"]
     measures += [f"Recall@1 of {name}" for name in FOUR]

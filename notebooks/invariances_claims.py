@@ -29,9 +29,9 @@
 # | quick | `papermill notebooks/invariances_claims.ipynb out.ipynb` | seconds: reads the committed results |
 # | report | `make report CHAPTER=invariances` | the ledger below says how long; it may be stopped and goes on |
 #
-# Reading time: 12 minutes.
+# Reading time: 12 minutes. Code of more than a dozen lines is folded in the book; [the verdict](#the-verdict) comes after it.
 
-# %%
+# %% tags=["hide-input"]
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -98,7 +98,7 @@ claims.ledger(CHAPTER)
 # were taught for a shorter time. Inverters of the first and the last layer, as rivals. The semantic flow.
 
 
-# %%
+# %% tags=["hide-input"]
 @dataclass(frozen=True)
 class Arm:
     """What is trained: a flow of a layer, an inverter of it, or the semantic flow; and in which network."""
@@ -142,7 +142,7 @@ NAMER_STEPS = 960  # of the committed namer, of which ``taught`` is a part
 # earlier; at 0 % it is the network that knows ImageNet, under a random last layer.
 
 
-# %%
+# %% tags=["hide-input"]
 def untrained(n_classes: int, drawings: Tensor) -> EfficientNetLite0:
     """Return a random EfficientNet-Lite0 whose norms have the statistics of ``drawings`` (N, 3, S, S), frozen."""
     net = EfficientNetLite0(n_classes)
@@ -183,7 +183,7 @@ def taught(part: float, image_size: int, runtime: Runtime, root: str, batch: int
 # adversarial loss, as the autoencoder has them. Both give one picture for one representation.
 
 
-# %%
+# %% tags=["hide-input"]
 class Regression(nn.Module):
     """From z to the mean latent: H, then three layers of 512."""
 
@@ -296,7 +296,7 @@ def inverter_step(
 # - **arrives, stays**: an exchanged factor, and the others, as the story has them.
 
 
-# %%
+# %% tags=["hide-input"]
 @dataclass(frozen=True)
 class Bench:
     """What all arms share: the study of the namer, real features, the recipe and the ceilings."""
@@ -462,9 +462,13 @@ def judge_semantic(bench: Bench, semantic: Any, sizes: list[int], seed: int) -> 
 
 # %% [markdown]
 # ## Running what is missing
+#
+# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
+# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results` replays its first 20 steps: equal losses keep the run.
 
 
-# %%
+# %% tags=["hide-input"]
 def study_of(bench: Bench, part: float) -> Any:
     """Return the study of the network that an arm looks into; what it says of the drawings is cached."""
     if part not in bench.studies:
@@ -598,7 +602,7 @@ def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted(pairs, key=lambda pair: (pair[1], place[pair[0]]))
 
 
-# %%
+# %% tags=["hide-input"]
 recipe = story.Recipe(steps, batch_size, n_blocks, width)
 if page.record:
     bench = lay_out(image_size, n_views, n_concepts, recipe, runtime, run_dir, small=False)
@@ -638,7 +642,7 @@ evidence.plots()
 # ## Layer by layer
 
 
-# %%
+# %% tags=["hide-input"]
 def means_table(measures: tuple[str, ...], caption: str, arms: tuple[str, ...] = tuple(ARMS)) -> None:
     """Show the means over seeds of ``measures``, a row for each of the ``arms`` that knows one of them."""
     rows = []
@@ -667,7 +671,7 @@ means_table(
     DEPTH,
 )
 
-# %%
+# %% tags=["hide-input"]
 FACTORS = [
     *((name, f"{name} arrives") for name in exchange.SHARED),
     ("mean of all", "arrives"),
@@ -691,7 +695,7 @@ if evidence.over_seeds("semantic", "arrives"):
         digits=2,
     )
 
-# %%
+# %% tags=["hide-input"]
 complete = [arm for arm in DEPTH if evidence.over_seeds(arm, "v explains")]
 if len(complete) == len(DEPTH):
     fig, axes = figure(columns=2, height=3)
@@ -721,7 +725,7 @@ if len(complete) == len(DEPTH):
     )
 
 
-# %%
+# %% tags=["hide-input"]
 def mean_of(arm: str, measure: str) -> float:
     """Return the mean over seeds."""
     return float(np.mean(evidence.over_seeds(arm, measure)))

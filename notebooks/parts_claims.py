@@ -29,9 +29,9 @@
 # | quick | `papermill notebooks/parts_claims.ipynb out.ipynb` | seconds: reads the committed results |
 # | report | `make report CHAPTER=parts` | the ledger below says how long; it may be stopped and goes on |
 #
-# Reading time: 12 minutes.
+# Reading time: 12 minutes. Code of more than a dozen lines is folded in the book; [the verdict](#the-verdict) comes after it.
 
-# %%
+# %% tags=["hide-input"]
 import copy
 import json
 import time
@@ -113,9 +113,11 @@ claims.ledger(CHAPTER)
 
 # %% [markdown]
 # ## The arms
+#
+# An arm says what is trained on what, and what it changes of the story's objective.
 
 
-# %%
+# %% tags=["hide-input"]
 @dataclass(frozen=True)
 class Arm:
     """What is trained on what, and what it changes of the story page's recipe."""
@@ -187,9 +189,13 @@ def alone(data: BodyDataset) -> BodyDataset:
 
 # %% [markdown]
 # ## Running what is missing
+#
+# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
+# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results` replays its first 20 steps: equal losses keep the run.
 
 
-# %%
+# %% tags=["hide-input"]
 def train_arm(bench: Bench, name: str, seed: int, root: str, stop: int | None = None):
     """Train an arm's model with one seed; return it and the result of ``fit``."""
     arm = ARMS[name]
@@ -315,7 +321,7 @@ def first_losses(bench: Bench, name: str, seed: int) -> list[float]:
         ]["loss"]
 
 
-# %%
+# %% tags=["hide-input"]
 config = replace(PartsConfig(), image_size=image_size)
 recipe = replace(Recipe(), steps=steps, batch_size=batch_size, n_checks=N_CHECKS)
 if page.smoke:
@@ -411,7 +417,7 @@ evidence = claims.Evidence(CHAPTER, "IoU")
 evidence.plots()
 
 
-# %%
+# %% tags=["hide-input"]
 COLUMNS = (
     "IoU", "IoU, pooled", "IoU, one to one", "foreground IoU", "PCK @ 5 %", "information", "R² of colours",
     "equivariance", "invariance", "locality", "entropy of S", "C1",
@@ -438,7 +444,7 @@ if evidence.runs:
 # the whole body is perfectly equivariant.
 
 
-# %%
+# %% tags=["hide-input"]
 def curves(arm: str, key: str) -> tuple[list[float], np.ndarray]:
     """Return the steps and the values (seeds, checks) of what was watched in the recorded runs of an arm."""
     rows = [np.array(run["extra"][key]) for run in evidence.runs if run["arm"] == arm]
@@ -472,7 +478,7 @@ if shown:
 #
 # The constraint steers by an estimate of the information, the monitor's $C_1$. If it works, $C_1$ ends near whatever target it was given.
 
-# %%
+# %% tags=["hide-input"]
 sweep = {arm: evidence.by_seed(arm, "C1") for arm in ("target-low", "ours", "target-high")}
 if all(sweep.values()):
     targets = {arm: ARMS[arm].target * Objective().mi_target for arm in sweep}
@@ -501,7 +507,7 @@ if all(sweep.values()):
 # A seed **succeeds** if its IoU is above that of the *better* of the two k-means, with the same seed, by more than 0.05. Photographs are behind the
 # people in the third block; nothing was chosen for them: all keep what was chosen before gradients, and are shown as they are.
 
-# %%
+# %% tags=["hide-input"]
 MARGIN = 0.05
 
 
@@ -573,7 +579,7 @@ if by_wall:
 # ## Reading it
 
 
-# %%
+# %% tags=["hide-input"]
 READINGS = {
     "P1": "Parts against clusters of pixels",
     "P2": "What a fresh critic finds about colours in the shape code, with the constraint and without",
@@ -592,7 +598,7 @@ READINGS = {
 }
 evidence.read(READINGS)
 
-# %%
+# %% tags=["hide-input"]
 if evidence.comparisons("P3") and evidence.comparisons("A3"):
     pair = evidence.comparisons("P3")[1]
     (fit,) = evidence.comparisons("A3")
@@ -630,7 +636,7 @@ if again.runs:
     claims.claims_table(AGAIN)
     again.plots()
 
-# %%
+# %% tags=["hide-input"]
 PAIRED = {
     "P1 before gradients": ("P1", 3),
     "P2 before plain walls": ("P2", 0),

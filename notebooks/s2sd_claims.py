@@ -29,9 +29,9 @@
 # | quick | `papermill notebooks/s2sd_claims.ipynb out.ipynb` | seconds: reads the committed results |
 # | report | `make report CHAPTER=s2sd` | the ledger below says how long |
 #
-# Reading time: 10 minutes.
+# Reading time: 10 minutes. Code of more than a dozen lines is folded in the book; [the verdict](#the-verdict) comes after it.
 
-# %%
+# %% tags=["hide-input"]
 from functools import cache
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -86,8 +86,10 @@ claims.ledger("s2sd")
 
 # %% [markdown]
 # ## The arms
+#
+# An arm is a change of the story's method, and nothing else.
 
-# %%
+# %% tags=["hide-input"]
 WIDTHS = (256, 512, 768, 1024)
 TAUGHT = {"widths": WIDTHS, "gamma": 10.0, "gamma_features": 10.0}
 PLAIN = {"learning_rate": 3e-4}
@@ -175,7 +177,7 @@ def train_arm(
 # (4,584 drawings of 653 concepts) is looked at once for each run, with the checkpoint that validation chose.
 
 
-# %%
+# %% tags=["hide-input"]
 def judge(
     story: ModuleType, network, source: Views, data: Dataset, label: str, runtime: Runtime
 ) -> dict[str, float]:
@@ -197,8 +199,12 @@ def judge(
 
 # %% [markdown]
 # ## Running what is missing
+#
+# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
+# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results` replays its first 20 steps: equal losses keep the run.
 
-# %%
+# %% tags=["hide-input"]
 CHAPTER = "s2sd"
 AGAIN = "s2sd_128px"  # the rules that ask C1 once more
 AGAIN_SIZE = 128
@@ -319,7 +325,7 @@ evidence.plots()
 # All recorded dimensions beside each other, with and without teachers.
 
 
-# %%
+# %% tags=["hide-input"]
 dims = [
     d for d in (16, 32, 64, 128) if evidence.over_seeds(f"ms-{d}") and evidence.over_seeds(f"ms-{d}-msdf")
 ]
@@ -339,7 +345,7 @@ if len(dims) > 1:
         caption="Test Recall@1 by dimension; mean and standard deviation over seeds. Gallery: 4,584 drawings of 653 concepts.",
     )
 
-# %%
+# %% tags=["hide-input"]
 if evidence.runs:
     measures = [
         "Recall@1, all sets",
@@ -366,7 +372,7 @@ if evidence.runs:
 # %% [markdown]
 # ## Reading it
 
-# %%
+# %% tags=["hide-input"]
 if evidence.comparisons("C1"):
     ms, margin = evidence.comparisons("C1")
     say(
@@ -395,7 +401,7 @@ if evidence.comparisons("C4"):
         )
     )
 
-# %%
+# %% tags=["hide-input"]
 if evidence.comparisons("C2"):
     dsd, msd, msdf = evidence.comparisons("C2")
     say(
@@ -444,7 +450,7 @@ if again_runs:
     claims.claims_table(AGAIN)
     (again,) = claims.load_results(AGAIN)["claims"]
 
-# %%
+# %% tags=["hide-input"]
 if again.get("comparisons"):
     claims.claim_plot(AGAIN, again["id"])
 if again_runs:
@@ -468,7 +474,7 @@ if again_runs:
         f"Floor: the 1,280 frozen features of the same pictures, before any training, reach {floor:.1f} % (hard).",
     )
 
-# %%
+# %% tags=["hide-input"]
 if again.get("comparisons") and evidence.comparisons("C1"):
     (large,), small = again["comparisons"], evidence.comparisons("C1")[0]
     say(

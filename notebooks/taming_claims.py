@@ -31,9 +31,9 @@
 # | quick | `papermill notebooks/taming_claims.ipynb out.ipynb` | seconds: reads the committed results |
 # | report | `make report CHAPTER=taming` | the ledger below says how long |
 #
-# Reading time: 8 minutes.
+# Reading time: 8 minutes. Code of more than a dozen lines is folded in the book; [the verdict](#the-verdict) comes after it.
 
-# %%
+# %% tags=["hide-input"]
 import base64
 import io
 from dataclasses import dataclass, replace
@@ -91,7 +91,7 @@ claims.ledger("taming")
 # The step function is the story page's own: there is one copy of the method.
 
 
-# %%
+# %% tags=["hide-input"]
 @dataclass(frozen=True)
 class Arm:
     """What distinguishes a way of training; ``stretch`` multiplies the number of steps."""
@@ -173,7 +173,7 @@ def train_arm(
 # Each arm's learning rate is the best of the same six, by the arm's own loss on validation drawings after 200
 # steps. The rules list what each trial gave; `tune=True` repeats them.
 
-# %%
+# %% tags=["hide-input"]
 RATES = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 TRIAL_STEPS = 200
 
@@ -223,7 +223,7 @@ def trials(
 # of images instead of the pairs. Neither may stand beside a number of the paper. PSNR needs no network.
 
 
-# %%
+# %% tags=["hide-input"]
 def judge(
     model, images: Tensor, lpips: PerceptualDistance, story: ModuleType, runtime: Runtime
 ) -> dict[str, float]:
@@ -282,7 +282,7 @@ assert ladder[0] < 1e-9 and ladder == sorted(ladder), ladder
 # run rests on has changed, `make verify-results` replays its first 20 steps: equal losses keep the run.
 
 
-# %%
+# %% tags=["hide-input"]
 def pictured_rows(n: int) -> Tensor:
     """Return the ten of ``n`` test drawings that the page shows, the same for every arm."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:10]
@@ -391,7 +391,7 @@ if set(ARMS) <= set(pictured):
 # %% [markdown]
 # ## Reading it
 
-# %%
+# %% tags=["hide-input"]
 decided = {claim["id"]: claim for claim in claims.load_results("taming")["claims"]}
 if all(claim["comparisons"] for claim in decided.values()):
     lpips_l2, kid_l2, psnr_l2, lpips_time = decided["C1"]["comparisons"]

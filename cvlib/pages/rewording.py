@@ -31,11 +31,15 @@ class Copy:
     commit: str  #: at which it was run, "" if the copy does not say
     n_cells: int  #: cells of code that the page has now
     changed: int  #: those whose code is no longer the one that was run; all, if their number is another
-    is_worded: bool  #: whether every comment, docstring and paragraph is the page's
+    is_worded: bool  #: whether every comment, docstring, paragraph and tag is the page's
+
+
+def _tags(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
 
 
 def _is_injected(cell: Any) -> bool:
-    return "injected-parameters" in cell.metadata.get("tags", [])  # papermill's own cell
+    return "injected-parameters" in _tags(cell)  # papermill's own cell
 
 
 def _code(notebook: Any) -> list[Any]:
@@ -48,7 +52,7 @@ def _compare(page: Any, copy: Any) -> tuple[int, bool]:
     if len(now) != len(then):
         return len(now), False
     changed = sum(meaning(a.source) != meaning(b.source) for a, b in zip(now, then, strict=True))
-    said = [[c.source for c in book.cells if not _is_injected(c)] for book in (page, copy)]
+    said = [[(c.source, _tags(c)) for c in book.cells if not _is_injected(c)] for book in (page, copy)]
     return changed, said[0] == said[1]
 
 
@@ -64,6 +68,7 @@ def _worded(page: Any, copy: Any) -> list[Any]:
         if now.cell_type == "code":
             then = next(ran)
             then.source, then["id"] = now.source, now["id"]
+            then.metadata["tags"] = _tags(now)  # what is folded is how a page looks, not what was run
             now = then
         cells += [now, after[id(now)]] if id(now) in after else [now]
     return cells

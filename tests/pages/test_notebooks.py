@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from cvlib.pages import definitions
+
+PAGES = Path(__file__).parents[2] / "notebooks"
 
 BASE = """# %%
 from dataclasses import dataclass
@@ -59,3 +63,16 @@ def test_a_page_or_a_name_that_does_not_exist_is_told(folder):
         import cvlib.notebooks.gone  # noqa: F401  # the import is the test
     with pytest.raises(ImportError, match="cannot import name 'Circle'"):
         from cvlib.notebooks.base_page import Circle  # noqa: F401  # likewise
+
+
+@pytest.mark.parametrize("path", sorted(PAGES.glob("*_claims.ipynb")), ids=lambda path: path.stem)
+def test_long_code_of_evidence_is_folded_and_the_verdict_is_not(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    folded = {cell.source for cell in cells if "hide-input" in cell.metadata.get("tags", ())}
+    long = {
+        cell.source
+        for cell in cells
+        if cell.source.count("\n") >= 12 and "parameters" not in cell.metadata.get("tags", ())
+    }
+    assert long and long <= folded
+    assert not any("claims_table(" in source and source.count("\n") < 5 for source in folded)

@@ -94,6 +94,15 @@ def test_paragraphs_come_and_go(book):
     assert rewording.reword(notebooks, chapters) == []
 
 
+def test_a_cell_is_folded_without_another_run(book):
+    notebooks, chapters = book
+    change(notebooks, "# %%\ndef", '# %% tags=["hide-input"]\ndef')
+    assert rewording.reword(notebooks, chapters) == [chapters / "demo.ipynb"]
+    copy = nbformat.read(chapters / "demo.ipynb", as_version=4)
+    assert copy.cells[-1].metadata["tags"] == ["hide-input"] and copy.cells[-1].outputs[0].text == "18\n"
+    assert rewording.reword(notebooks, chapters) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
