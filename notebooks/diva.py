@@ -530,7 +530,7 @@ drawn = intra_triplets(paired, rng)
 assert (paired[drawn.anchor] == paired[drawn.positive]).all()
 assert (paired[drawn.anchor] == paired[drawn.negative]).all()
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 ax.plot(at, forces, "o", markersize=3.5, color=COLOURS["ours"], label="autograd")
 ax.plot([0, 1, 1, 1.4, 1.4, 2], [-0.5, -0.5, 0, 0, 0.5, 0.5], **look("paper"), label="counted by hand")
@@ -1113,7 +1113,7 @@ for name, config in configs.items():
     )
 history = runs["DiVA"].history
 
-# %%
+# %% tags=["hide-input"]
 validation_floor = judge(features["validation"], validation)["all sets"].recall[1]
 fig, (left, right) = figure(columns=2, height=2.9)
 for name, role in zip(RELATIONS, ("ours", "baseline", "control", "real"), strict=True):
@@ -1401,7 +1401,7 @@ probes = {
     for k, name in enumerate(RELATIONS) if k
 }  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = figure(columns=2, height=2.7, gridspec_kw={"width_ratios": (1, 1.15)})
 left.imshow(correlation, vmin=0, vmax=1, cmap="Blues")
 for i, j in itertools.product(range(4), repeat=2):

@@ -470,7 +470,7 @@ trained = fit(
     evaluate=lambda done: reconstruction_scores(model, check_images, runtime),
 )
 
-# %%
+# %% tags=["hide-input"]
 curve = [row for row in trained.history if "eval/psnr" in row]
 duel = [row for row in trained.history if "margin" in row]
 fig, (left, right) = figure(columns=2, height=2.6)
@@ -572,7 +572,7 @@ say(
 # whoever wants fewer numbers takes the first ones, and leaves the others at their mean, 0. The invertible networks of the next chapters are to paint
 # drawings that no one drew; each number more is one more to get right. They take the first 128, as many as the paper has.
 
-# %%
+# %% tags=["hide-input"]
 brief = min(128, dim)
 cuts = [k for k in (16, 32, 64, brief, 192, 256, dim) if k <= dim]
 shorter = {k: reconstruct(best, test_images, runtime, kept=k)[0] for k in cuts}

@@ -200,7 +200,7 @@ table(
     digits=3,
 )
 
-# %%
+# %% tags=["hide-input"]
 some = torch.linspace(0, len(images) - 1, 8).long()
 picture(
     images[some],

@@ -285,7 +285,7 @@ table(
     header=["layer", "shape of z"],
 )
 
-# %%
+# %% tags=["hide-input"]
 sample = torch.linspace(0, n_test - 1, min(8, n_test)).long()
 shown = study.known["test"].pictures(sample)
 picture(
@@ -604,7 +604,7 @@ flows, runs = {}, {}
 for name in chosen:
     flows[name], runs[name] = train_flow(study, name, recipe, seed, run_dir)
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 for k, (name, run) in enumerate(runs.items()):
     rows = [row for row in run.history if "eval/nll" in row]
@@ -787,7 +787,7 @@ say(
     f"ground is fixed to {bottom['background']:.0%}, the concept seen in {bottom['concept']:.0%}."
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(height=3.2)
 for k, field in enumerate(ASKED):
     top_value = ceilings[field] if field in ("concept", "hand") else 1.0
@@ -846,7 +846,7 @@ say(
 # Because the best answer to the squared error is the mean of all pictures that share a representation, and the mean of drawings is no drawing. Below, what a flow draws,
 # and beside it the picture of the mean latent, from the same layer.
 
-# %%
+# %% tags=["hide-input"]
 means = {name: study.decode(drawn_for(name, sample, 32, "mean").mean(1)) for name in chosen}
 picture(
     shown,
@@ -936,7 +936,7 @@ if fooled.any():
         f"namer now says is seen in {most:.0%} at most."
     )
 
-# %%
+# %% tags=["hide-input"]
 first = torch.arange(len(measured_rows))[fooled][:8] if fooled.any() else torch.arange(8)
 picture(
     clean[first],

@@ -360,7 +360,7 @@ def learn_all(
 learned = learn_all(study, chosen, controls, random_net, parts, setting)
 flows, runs = learned.layers, learned.runs
 
-# %%
+# %% tags=["hide-input"]
 CONSTANT = math.log(2 * math.pi) / 2  # of a Gaussian, which the loss leaves out
 fig, ax = figure(height=3.2)
 for k, (name, run) in enumerate(runs.items()):
@@ -385,7 +385,7 @@ table(
     caption=f"The weights that are kept are those of the best step of {setting.steps:,}.",
 )
 
-# %%
+# %% tags=["hide-input"]
 lowest, highest = (f(chosen, key=lambda name: runs[name].result["best"]["value"]) for f in (min, max))
 early = [name for name, run in runs.items() if run.result["best"]["step"] < setting.steps / 2]
 say(

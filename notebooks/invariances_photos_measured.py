@@ -322,7 +322,7 @@ show(
     caption=f"What a layer keeps of a factor, as far as it is true: A, and for the {what} the rate between chance and that of the crops themselves. Squares: the network that learned nothing.",
 )
 
-# %%
+# %% tags=["hide-input"]
 explains = [found[name].v_explains for name in chosen]
 rank = spearmanr(range(len(chosen)), explains).statistic if len(chosen) > 2 else float("nan")
 order = sorted(ASKED, key=lambda field: found[chosen[-1]].agreement[field].mean().item())
@@ -365,7 +365,7 @@ say(
 # %% [markdown]
 # ### Texture or layout?
 
-# %%
+# %% tags=["hide-input"]
 wide = 0.38
 fig, ax = figure(height=3.0)
 for k, (field, role) in enumerate((("texture", "ours"), ("layout", "baseline"))):
@@ -413,7 +413,7 @@ say(
 # The two are not measured in one unit: each is a share of its own variance over these photographs, and textures differ between photographs more than layouts do. So the difference itself
 # decides nothing, and the network that learned nothing is the yardstick: what it keeps of a texture, it keeps without having been taught.
 
-# %%
+# %% tags=["hide-input"]
 if f"{asked_at}, untrained" in margins:
     learned = paired_bootstrap(margins[asked_at], margins[f"{asked_at}, untrained"])
     say(
@@ -490,7 +490,7 @@ table(
 # %% [markdown]
 # Both moves are in units of the mean distance between two crops, or two representations: at 1 the crop has become another one. The last column asks the network about the painted picture, for those crops whose answer the attack changed.
 
-# %%
+# %% tags=["hide-input"]
 is_fooled = bool(fooled.sum() >= 8)
 first = fooled.nonzero()[:, 0][:8] if is_fooled else torch.arange(min(8, len(clean)))
 picture(

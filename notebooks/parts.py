@@ -207,7 +207,7 @@ def painted(ids: Tensor) -> Tensor:
     return colours[rows].movedim(-1, 1)
 
 
-# %%
+# %% tags=["hide-input"]
 some = torch.randperm(len(test), generator=rng)[:8]
 pairs = test.render(some, test.draw(some, rng, True))
 picture(
@@ -329,7 +329,7 @@ for name, describe in describers.items():
     cheap_parts[name] = {split: clusters.parts(describe(x), image_size) for split, x in images.items()}
     grades[name] = grade(cheap_parts[name], labels, n_parts, len(MERGED))
 
-# %%
+# %% tags=["hide-input"]
 shown = torch.arange(min(8, len(images["test"])))
 picture(
     images["test"][shown],
@@ -412,7 +412,7 @@ for name, objective in aims.items():
         n_labels=len(MERGED),
     )
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = figure(columns=2, height=2.9)
 for name, role in (("ours", "ours"), ("no constraint", "control")):
     left.plot(*runs[name].curve("reconstruction"), **look(role), label=name)
@@ -540,7 +540,7 @@ if "no constraint" in grades:
         f"That is one seed, and not yet a difference."
     )
 
-# %%
+# %% tags=["hide-input"]
 named = grades[best].assignment[found[best]["test"]]
 picture(
     images["test"][shown],

@@ -255,7 +255,7 @@ table(
     caption=f"Of {len(rows)} test images of walking people.",
 )
 
-# %%
+# %% tags=["hide-input"]
 picked = torch.arange(0, len(rows), max(1, len(rows) // 6))[:6]
 field = F.affine_grid(warps[picked], [len(picked), 1, image_size, image_size], align_corners=False)
 warped = resample(photos[picked], field)

@@ -563,7 +563,7 @@ for _ in range(60):
 assert abs(path[-1][0] - 1) < 1e-3 and abs(path[-1][1] - 2) < 1e-2, path[-1]
 say(f"After {len(path)} rounds: x = {path[-1][0]:.4f}, λ = **{path[-1][1]:.4f}**.")
 
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = figure(columns=2, height=2.7)
 left.plot(range(1, len(toy_curve) + 1), toy_curve, **look("ours"), label="critic")
 left.axhline(known_mi, **look("paper"), label="known")

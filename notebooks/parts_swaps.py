@@ -301,7 +301,7 @@ if page.live:  # with a kernel: any two test images
 #
 # The test images with the lowest mean IoU over the body parts that they show.
 
-# %%
+# %% tags=["hide-input"]
 named = assignment[found["test"]]
 worst = ours.images.nan_to_num(1.0).argsort()[:8]
 picture(

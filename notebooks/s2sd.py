@@ -267,7 +267,7 @@ compressed = {
 }
 assert compressed[widths[0]] < compressed[widths[-1]] or not pretrained
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 ax.plot(widths, list(compressed.values()), **look("baseline", marker=True), label="principal components")
 ax.axhline(floor[main_protocol], **look("control"), label=f"all {frozen['test'].shape[1]:,} features")
@@ -311,7 +311,7 @@ is_hard = cosines + 0.1 > 0.6  # nearer than the positive, less the slack epsilo
 expected = torch.sigmoid(40 * (cosines - 0.5)) * is_hard
 torch.testing.assert_close(torch.tensor(pushes), expected, atol=1e-4, rtol=0)
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 ax.plot(cosines, pushes, **look("ours"), label="autograd")
 ax.plot(
@@ -628,7 +628,7 @@ for name, method in methods.items():
         validate=validator(sources["validation"], validation, class_label, runtime),
     )
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure()
 for name, role in {"alone": "baseline", "S2SD": "ours"}.items():
     at, recall = results[name].curve("eval/recall")

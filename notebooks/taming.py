@@ -207,7 +207,7 @@ errors = {k: F.mse_loss(line_quantizer(k)(points).z_q, points).item() for k in (
 ratios = [errors[k] / errors[2 * k] for k in (2, 4, 8, 16)]
 assert all(3.2 < r < 4.8 for r in ratios), ratios  # a cell of width 1/K has error 1 / (12 K^2): ratio 4
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 ax.loglog(list(errors), list(errors.values()), **look("ours", marker=True), label="measured")
 ax.loglog(list(errors), [1 / 12 / k**2 for k in errors], **look("paper"), label=r"$1 / (12 K^2)$")
@@ -639,7 +639,7 @@ stage1 = fit(
     eval_every=max(1, steps // n_checks),
 )
 
-# %%
+# %% tags=["hide-input"]
 curve = [row for row in stage1.history if "eval/l1" in row]
 fig, (left, right) = figure(columns=2, height=2.6)
 left.plot([row["step"] for row in curve], [row["eval/l1"] for row in curve], **look("ours", marker=True))
@@ -661,7 +661,7 @@ show(
 # voice, which is at the same time the length of its gradient at the last layer in units of the reconstruction's: that is
 # what λ is for.
 
-# %%
+# %% tags=["hide-input"]
 duel = [row for row in stage1.history if "margin" in row]
 fig, (left, right) = figure(columns=2, height=2.6)
 left.plot([row["step"] for row in duel], [row["margin"] for row in duel], **look("ours", marker=True))
@@ -757,7 +757,7 @@ picture(
     caption="Ten codes from frequent to rare, twelve uses of each; the code itself is the middle third of each patch.",
 )
 
-# %%
+# %% tags=["hide-input"]
 fig, ax = figure(width="half")
 frequency = usage.counts.sort(descending=True).values.cpu() / usage.counts.sum().cpu()
 ax.loglog(1 + np.arange(len(frequency)), frequency.clamp_min(1e-7), **look("ours"), label="codes on test")
@@ -945,7 +945,7 @@ stage2 = fit(
 )
 _ = load_weights(stage2.folder, {"gpt": gpt}, which="best")  # early stopping, as the paper does for faces
 
-# %%
+# %% tags=["hide-input"]
 curve = [row for row in stage2.history if "eval/nll" in row]
 fig, ax = figure(width="half")
 ax.plot(
@@ -1238,7 +1238,7 @@ else:
 #
 # One sample for each pair of hand and group. A row should share a style, a column a subject.
 
-# %%
+# %% tags=["hide-input"]
 if {"group", "set"} <= set(studio.names):
     hands, groups = studio.names["set"], studio.names["group"]
     pairs = torch.cartesian_prod(torch.arange(len(hands)), torch.arange(len(groups)))
