@@ -83,7 +83,7 @@ def scoreboard() -> Output:
     the first.
     """
     rows = [_score(chapter) for chapter in chapters() if not load_rules(chapter).follows]
-    head = ["chapter", "paper", "claims", *VERDICTS, "must show", "our ablations", "hours of runs"]
+    head = ["chapter", "paper", "claims of the paper", "must show", "our ablations", "hours of runs"]
     return table(rows, head, caption="Scoreboard: the papers' claims on this book's data.", digits=2)
 
 
@@ -101,15 +101,16 @@ def _score(chapter: str) -> list[Any]:
     asides = [claim["verdict"] for claim in decided if claim["id"] in ours]
     holding, tested = asides.count("reproduced"), sum(verdict != "not tested" for verdict in asides)
     n_claims = len(rules.claims) - len(ours)
-    counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS]
+    counts = {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS}
     if not decided:
-        counts[-1] = n_claims
+        counts["not tested"] = n_claims
+    fates = "; ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     asked = claims + [claim for name in again for claim in _decided(name)]
     stars = "; ".join(f"{claim['id']} {claim['verdict']}" for claim in asked if claim["must_show"])
     hours = sum(run["seconds"] for name in (chapter, *again) for run in runs(name)) / 3600
     told = {f"{holding} of {tested} hold": tested, f"{len(ours) - tested} not tested": len(ours) - tested}
     ablations = "; ".join(text for text, n in told.items() if n) or None
-    return [f"`{chapter}`", rules.paper, n_claims, *counts, stars, ablations, hours]
+    return [f"`{chapter}`", rules.paper, fates, stars or None, ablations, hours]
 
 
 def claim_plot(chapter: str, claim: str, caption: str = "") -> Output:

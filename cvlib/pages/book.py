@@ -45,6 +45,9 @@ def _scoreboard() -> str:
         return f'<a href="chapters/{match[1]}.html">{match[1]}</a>' if there else match[0]
 
     text = re.sub(r"<code>(\w+)</code>", link, text)
+    text = re.sub(
+        r"(?<=>)[^<]+(?=<)", lambda said: said[0].replace("; ", ";<br>"), text
+    )  # one verdict a line
     return f'<div class="cv-scoreboard">{text}</div>'
 
 
