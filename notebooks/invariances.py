@@ -620,14 +620,14 @@ ax.legend()
 show(
     fig,
     alt="Test NLL of the flows over training, one line a layer.",
-    caption="What is left to say about a picture once a layer's representation is known: the more a layer knows, the lower the line.",
+    caption="What is left to say about a picture once a layer's representation is known, as far as the flow has learned to use it.",
 )
 
 # %% [markdown]
-# ## Seeing what a layer does not see
+# The more a layer knows of a picture, the lower its line should be. But the height also tells what a flow has *learned to use*: the softmax is
+# computed from block 2 and cannot know more, yet its line is the lower, for in this time a flow makes more of it.
 #
-# One more look at these lines: their height tells what a flow has *learned to use*, not only what a layer knows. The softmax is computed from block 2 and cannot
-# know more, yet its line is the lower: in this time a flow makes more of it.
+# ## Seeing what a layer does not see
 #
 # Now keep the representation of a drawing, draw $v \sim \mathcal N(0, I)$, and paint $D(t^{-1}(v\,|\,z))$. All these
 # pictures are the same to the layer.

@@ -459,8 +459,8 @@ table(
 )
 say(
     f"The whole step at the paper's shapes takes **{work['paper shapes, released decoder'] / work['paper shapes, falling widths']:.2f} times** "
-    f"less work than the released one. At our size VGG-19 would cost {work['small, VGG-19'] / work['small, pyramid']:.0f} times as much as everything "
-    f"else: hence a pyramid of plain differences."
+    f"less work than the released one. At our size a step with VGG-19 would cost {work['small, VGG-19'] / work['small, pyramid']:.0f} times as much "
+    f"as one with a pyramid of plain differences: hence the pyramid."
 )
 
 # %% [markdown]
