@@ -389,7 +389,7 @@ chance = {
     "hand": study.labels["hand"].bincount().max().item() / n_test,
 }
 table(
-    [[name, *(f"{values[field]:.2f}" for field in ASKED)] for name, values in read.items()],
+    [[name, *(f"{values[field]:z.2f}" for field in ASKED)] for name, values in read.items()],
     header=["layer", *ASKED],
 )
 
@@ -821,7 +821,7 @@ train_latents = DiagonalGaussian(study.known["train"].column("moments", study.pr
 of_latent = probe(study, train_latents, study.latents)
 table(
     [
-        [what, *(f"{values[field]:.2f}" for field in ASKED)]
+        [what, *(f"{values[field]:z.2f}" for field in ASKED)]
         for what, values in (
             ("z̄", of_latent),
             *((f"z, {name}", read[name]) for name in chosen),

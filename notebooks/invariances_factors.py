@@ -241,7 +241,7 @@ with torch.no_grad():
             row.append((a * b).mean().div((a.square().mean() * b.square().mean()).sqrt()).item())
         agreement.append(row)
 table(
-    [[factor, *(f"{value:.2f}" for value in row)] for factor, row in zip(SHARED, agreement, strict=True)],
+    [[factor, *(f"{value:z.2f}" for value in row)] for factor, row in zip(SHARED, agreement, strict=True)],
     header=["pairs share", "e₀", *SHARED],
 )
 
