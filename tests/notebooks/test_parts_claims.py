@@ -53,12 +53,23 @@ def test_what_is_asked_once_more_is_asked_of_the_same_arms_and_code_with_fresh_s
     first, again = load_rules(page.CHAPTER), load_rules(page.AGAIN)
     assert again.follows == page.CHAPTER and again.code == first.code
     assert set(again.arms) <= set(page.ARMS) and not set(again.seeds) & set(first.seeds)
-    assert set(page.PAIRED) == {claim.id for claim in again.claims}
-    for claim in again.claims:
-        (asked,), (where, place) = claim.comparisons, page.PAIRED[claim.id]
+    assert {claim.id for claim in again.claims} == {*page.PAIRED, "A7"}
+    for name, (where, place) in page.PAIRED.items():
+        (asked,) = again.claim(name).comparisons
         assert asked == first.claim(where).comparisons[place]
+    (control,) = again.claim("A7").comparisons  # differs in the target alone
+    low, ours = (page.ARMS[arm] for arm in control.arms)
+    assert replace(low, target=ours.target) == ours and low.target < ours.target
     for run in runs(page.AGAIN):
         assert set(again.measures(run["arm"])) <= set(run["values"])
+
+
+def test_a_comparison_is_moved_to_the_other_wall_with_both_of_its_arms(page):
+    rules = load_rules(page.CHAPTER)
+    bar, free = rules.claim("P4").comparisons
+    assert page.elsewhere(bar, "-gradient") == replace(bar, arm="ours-gradient")
+    assert page.elsewhere(free, "-gradient") == replace(free, arm="ours-gradient", against="free-gradient")
+    assert page.elsewhere(rules.claim("P3").comparisons[1], "-gradient") is None  # nobody ran it there
 
 
 def test_what_must_show_is_run_before_the_rest_and_in_whole_pairs(page):

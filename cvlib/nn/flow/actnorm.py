@@ -46,7 +46,7 @@ class ActNorm(nn.Module):
         """Return y like ``x`` and H W log|scale| (dim,), whose sum is log|det dy/dx|."""
         if not self._is_ready and not self.is_initialized:
             if not self.training:
-                raise _no_batch_yet()
+                raise no_batch_yet()
             self.initialize(x)
         log_diag = self.scale.abs().log()
         if x.dim() == 2:
@@ -56,7 +56,7 @@ class ActNorm(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """Return x with ``forward(x)[0] == y``."""
         if not self._is_ready and not self.is_initialized:
-            raise _no_batch_yet()
+            raise no_batch_yet()
         if y.dim() == 2:
             return y / self.scale - self.loc
         return y / self.scale[:, None, None] - self.loc[:, None, None]
@@ -66,11 +66,7 @@ class ActNorm(nn.Module):
         """Set ``loc`` and ``scale`` so that ``x`` gets mean 0 and (unbiased) standard deviation 1."""
         rows = x.transpose(0, 1).flatten(1)
         if rows.shape[1] < 2:
-            raise BookError(
-                f"a first batch of {rows.shape[1]} value(s) a feature in ActNorm",
-                "at least 2, to know a variance",
-                "run one larger batch through the network first",
-            )
+            raise too_few_values(rows.shape[1])
         if not rows.isfinite().all():
             bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             seen = f"a first batch that is not finite in row(s) {bad[:5]} in ActNorm"
@@ -91,7 +87,17 @@ def _ask_again(module: nn.Module, _: object) -> None:
     module._is_ready = False  # type: ignore[assignment]
 
 
-def _no_batch_yet() -> BookError:
+def no_batch_yet() -> BookError:
+    """The error of a pass that needs what the first batch decides."""
     return BookError(
         "ActNorm before its first batch", "weights to load, or one batch in training mode (forward) first"
+    )
+
+
+def too_few_values(count: int) -> BookError:
+    """The error of a first batch of ``count`` values a feature."""
+    return BookError(
+        f"a first batch of {count} value(s) a feature in ActNorm",
+        "at least 2, to know a variance",
+        "run one larger batch through the network first",
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cvlib.errors import BookError
 from cvlib.nn.flow.activations import InvertibleLeakyReLU
-from cvlib.nn.flow.actnorm import ActNorm
+from cvlib.nn.flow.actnorm import ActNorm, no_batch_yet, too_few_values
 from cvlib.nn.flow.conditioning import LabelEmbedder
 from cvlib.nn.flow.coupling import AffineCoupling
 from cvlib.nn.flow.shuffle import Shuffle
@@ -160,8 +160,8 @@ class ConditionalFlow(nn.Module):
         """Return v = t(x | cond), of the shape of ``x``, and log|det dv/dx| (B,)."""
         with without_autocast(x):
             v, logs = self._flat(x), []
-            if not x.is_meta and not self.blocks[0].norm.is_initialized:  # type: ignore[union-attr]  # a FlowBlock's
-                self._check_given(x, cond, "x")  # before it decides where any ActNorm starts
+            if self._is_waiting():
+                self._check_first(x, cond)
             given = self._conditions(x, cond)
             c, v = given.data.unbind(0), v if given.guess is None else v - given.guess
             for i, block in enumerate(self.blocks):
@@ -176,6 +176,8 @@ class ConditionalFlow(nn.Module):
         """Return x with ``forward(x, cond)[0] == v``."""
         with without_autocast(v):
             x = self._flat(v)
+            if self._is_waiting():
+                raise no_batch_yet()
             given = self._conditions(v, cond)
             c = given.data.unbind(0)
             for i in reversed(range(len(self.blocks))):
@@ -204,12 +206,26 @@ class ConditionalFlow(nn.Module):
 
         Shape: (n, dim); n defaults to B. Raises: BookError if n is given with several conditions.
         """
+        if self._is_waiting():
+            raise no_batch_yet()
         c = cond if isinstance(cond, Projection) else self.project(cond)
         if n is not None and len(c) not in (1, n):
             raise BookError(f"n = {n} with {len(c)} conditions", "one condition, or n of them")
         shape = (len(c) if n is None else n, self.dim)
         v = torch.randn(shape, generator=generator, dtype=c.data.dtype, device="cpu").to(c.data.device)
         return self.inverse(temperature * v, c)
+
+    def _is_waiting(self) -> bool:
+        """Whether the blocks still wait for their first batch; on the meta device nothing is known."""
+        return not (self.cond_bias.is_meta or self.blocks[0].norm.is_initialized)  # type: ignore[union-attr]
+
+    def _check_first(self, x: Tensor, cond: Tensor | Projection | None) -> None:
+        """Refuse a first batch that the blocks will refuse, before the embedder's ActNorms start from it."""
+        if not self.blocks[0].training:
+            raise no_batch_yet()
+        if len(x) < 2:
+            raise too_few_values(len(x))
+        self._check_given(x, cond, "x")
 
     def _flat(self, x: Tensor) -> Tensor:
         if x.shape[1:].numel() != self.dim or x.dim() not in (2, 4):

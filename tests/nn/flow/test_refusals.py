@@ -148,12 +148,21 @@ def test_an_embedder_may_have_a_scale_of_zero():
 @pytest.mark.parametrize("kind", EMBEDDERS)
 def test_a_first_batch_of_one_starts_nothing(kind):
     flow, (x, cond) = fresh(kind), inputs(kind)
-    names = [name for name in state_of(flow) if name.startswith("blocks.")]
     before = state_of(flow)
     with pytest.raises(BookError, match=r"first batch of 1 value.*at least 2.*run one larger batch"):
         flow(x[:1], cond[:1])
-    assert all(torch.equal(flow.state_dict()[name], before[name]) for name in names)
+    assert unchanged(flow, before)  # nor in the embedder
     assert flow(x, cond)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", EMBEDDERS)
+def test_what_needs_a_first_batch_starts_nothing(kind):
+    flow, (x, cond) = fresh(kind), inputs(kind)
+    before = state_of(flow)
+    for call in (lambda: flow.inverse(x, cond), lambda: flow.sample(cond), lambda: flow.eval()(x, cond)):
+        with pytest.raises(BookError, match="ActNorm before its first batch"):
+            call()
+    assert unchanged(flow, before)
 
 
 @pytest.mark.parametrize("kind", EMBEDDERS)
