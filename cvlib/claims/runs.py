@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cvlib.claims.code import code_hash
-from cvlib.claims.rules import load_rules
+from cvlib.claims.rules import Rules, load_rules
 from cvlib.claims.store import check, read_json, results_root, write_json
 from cvlib.errors import BookError
 
@@ -49,11 +49,12 @@ def record(
     Args: values: every measure that the rules ask of this arm (more are welcome); losses: of the first steps
         (20 are kept, to replay later); curve: rows [step, value]; device: "cpu ..." or "cuda ..." in words;
         watts: declared power, by default :data:`WATTS` of the device's first word; extra: anything else.
-    Commit and code digest (the rules' ``code``) are taken from the repository. Energy is watts x seconds, an
+    Commit and code digest (the rules' ``code``) are those that this process found when it asked what is
+    :func:`missing`: what is edited while a page trains is not what it runs. Energy is watts x seconds, an
     estimate. Raises: BookError for an arm or seed outside the rules, a missing or non-finite value, a run
     that is there already (unless ``replace``).
     """
-    from cvlib.train.provenance import command_line, git_commit
+    from cvlib.train.provenance import command_line
 
     rules, path = load_rules(chapter), _path(chapter, arm, seed)
     allowed = {(a, s) for claim in rules.claims for a in claim.arms for s in claim.seeds}
@@ -63,6 +64,7 @@ def record(
         raise BookError(
             f"{path} is there already", "a run that is missing", "give replace=True if it is stale"
         )
+    commit, code = _begun.get(path.parent) or _state(rules)
     power = WATTS.get(device.split()[0].split(":")[0].lower(), WATTS["cpu"]) if watts is None else watts
     run = {
         "chapter": chapter, "arm": arm, "seed": seed, "scale": scale,
@@ -70,11 +72,21 @@ def record(
         "config": dict(config), "data_hash": data_hash, "losses": [float(loss) for loss in losses[:20]],
         "curve": [[float(x) for x in row] for row in curve], "seconds": round(float(seconds), 3),
         "peak_mb": round(float(peak_mb), 1), "energy_wh": round(power * seconds / 3600, 3), "watts": power,
-        "device": device, "command": command or command_line(), "commit": git_commit(),
-        "code": code_hash(rules.code), "extra": dict(extra or {}),
+        "device": device, "command": command or command_line(), "commit": commit,
+        "code": code, "extra": dict(extra or {}),
     }  # fmt: skip
     _check_run(run, path, rules.measures(arm))
     return write_json(path, run)
+
+
+_begun: dict[Path, tuple[str, str]] = {}  # of each folder of runs: the state in which its runs began
+
+
+def _state(rules: Rules) -> tuple[str, str]:
+    """Return the commit and the digest of what a run of ``rules`` rests on, now."""
+    from cvlib.train.provenance import git_commit
+
+    return git_commit(), code_hash(rules.code)
 
 
 def _path(chapter: str, arm: str, seed: int) -> Path:
@@ -115,7 +127,10 @@ def missing(chapter: str) -> list[tuple[str, int]]:
     rules = load_rules(chapter)
     claims = sorted(rules.claims, key=lambda claim: not claim.must_show)
     wanted = [(arm, seed) for claim in claims for seed in claim.seeds for arm in claim.arms]
-    return [pair for pair in dict.fromkeys(wanted) if not _path(chapter, *pair).exists()]
+    found = [pair for pair in dict.fromkeys(wanted) if not _path(chapter, *pair).exists()]
+    if found:
+        _begun.setdefault(_path(chapter, *found[0]).parent, _state(rules))
+    return found
 
 
 def stale(chapter: str) -> list[tuple[str, int]]:

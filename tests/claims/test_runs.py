@@ -112,6 +112,15 @@ def test_a_change_of_code_makes_runs_stale_until_replayed(arguments, repo):
     assert stale("demo") == [] and runs("demo")[0]["losses"] == losses
 
 
+def test_what_is_edited_while_a_page_trains_is_not_what_it_runs(arguments, repo, monkeypatch):
+    monkeypatch.setattr("cvlib.train.provenance.git_commit", lambda: "a" * 40)
+    assert missing("demo")
+    (repo / "cvlib" / "a.py").write_text("y = 3\n")
+    monkeypatch.setattr("cvlib.train.provenance.git_commit", lambda: "b" * 40)
+    record("demo", "full", 0, VALUES, **arguments())
+    assert runs("demo")[0]["commit"] == "a" * 40 and stale("demo") == [("full", 0)]
+
+
 def test_json_is_compact_and_exact(tmp_path):
     data = {
         "a": [1, 2.5, -3e-9],
