@@ -21,6 +21,7 @@ import nbformat
 import yaml
 
 from cvlib.errors import BookError
+from cvlib.files import atomic_folder
 from cvlib.pages.gallery import cards
 from cvlib.pages.reference import package_page, packages
 from cvlib.pages.rewording import copies_table
@@ -109,12 +110,17 @@ def _files(book: Path, extra: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
         yield f"api/{package}.md", package_page(ROOT / "cvlib", package).encode()
 
 
-def _mathjax(folder: Path) -> None:
-    """Put MathJax from the asset cache where the built pages find it."""
-    from cvlib.assets import fetch
+def _mathjax(place: Path) -> None:
+    """Put MathJax from the asset cache at ``place``, whole, unless the pinned one is there."""
+    from cvlib.assets import ASSETS, fetch
 
-    source = fetch("mathjax", quiet=True)
-    shutil.copytree(source, folder / "mathjax", dirs_exist_ok=True)
+    mark, pin = place / "pinned", ASSETS["mathjax"].sha256
+    if mark.is_file() and mark.read_text() == pin:
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    with atomic_folder(place) as aside:
+        shutil.copytree(fetch("mathjax", quiet=True), aside, dirs_exist_ok=True)
+        (aside / "pinned").write_text(pin)
 
 
 def stage(book: Path, target: Path, extra: Iterable[Path] = ()) -> Path:
@@ -137,8 +143,7 @@ def stage(book: Path, target: Path, extra: Iterable[Path] = ()) -> Path:
                 stale = True
     if stale and (target / "index.md").is_file():
         (target / "index.md").touch()
-    if not (target / "vendor" / "mathjax").is_dir():
-        _mathjax(target / "vendor")
+    _mathjax(target / "vendor" / "mathjax")
     return target
 
 
@@ -208,6 +213,7 @@ def build(out: str | Path = "book", extra: Iterable[Path] = ()) -> Path:
     command += ["-q", "-W", "-n", "--keep-going"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        shutil.rmtree(built / ".doctrees", ignore_errors=True)  # else the next call finds nothing to warn of
         print(done.stdout + done.stderr, file=sys.stderr)
         raise BookError("jupyter-book refused the book", "no warning", "see its lines above")
     check_built(built / "html", pages)

@@ -24,6 +24,7 @@ __all__ = ["Journal", "Parts", "duration"]
 
 Parts: TypeAlias = Mapping[str, Tensor | float]
 _OWN = ("step", "rate", "seconds")
+_SILENCE = 300.0  # seconds without a line, after which one tells how far the run is
 _FIRST = 20  # so many first losses are kept: they show whether a run can be repeated
 
 
@@ -32,8 +33,8 @@ class Journal:
 
     A row has ``step`` (steps done), the mean of every loss part since the row before, ``eval/<name>`` where
     an evaluation took place, ``rate`` (images/s of training alone) and ``seconds`` (since the run began,
-    over all its sessions). Values of CUDA tensors are fetched once per interval, so that the device is not
-    held up.
+    over all its sessions). After five minutes without a line one says how far the run is. Values of CUDA
+    tensors are fetched once per interval, so that the device is not held up.
     """
 
     def __init__(self, folder: Path, steps: int, runtime: Runtime, *, quiet: bool = False) -> None:
@@ -44,7 +45,7 @@ class Journal:
         self._since: list[dict[str, float]] = []  # steps since the last row
         self._waiting: list[tuple[int, Parts]] = []  # not yet fetched from the device
         self._earlier = 0.0  # seconds of earlier sessions
-        self._begun = self._mark = time.perf_counter()
+        self._begun = self._mark = self._said = time.perf_counter()
         self._mark_images = 0
 
     @property
@@ -64,6 +65,8 @@ class Journal:
         self.images += images
         if self.runtime.device.type == "cpu":
             self.settle()
+        if self.runtime.world == 1 and time.perf_counter() - self._said > _SILENCE:
+            self._sign_of_life(step)
 
     def settle(self) -> None:
         """Fetch the waiting values. Raises: BookError for the first one that is not finite."""
@@ -80,6 +83,15 @@ class Journal:
 
     def write(self, step: int, evaluated: Mapping[str, float]) -> None:
         """Close the interval: a row in the history, a line in log.jsonl, a line on the screen."""
+        row, left = self._row(step, evaluated)
+        self.rows.append(row)
+        if self.runtime.is_main:
+            _append(self.path, json.dumps(row, allow_nan=False) + "\n")
+            self.say(_line(row, self.steps, left))
+        self._since, self._mark, self._mark_images = [], time.perf_counter(), self.images
+
+    def _row(self, step: int, evaluated: Mapping[str, float]) -> tuple[dict[str, Any], float]:
+        """Return the row of the interval so far, and the seconds that are left."""
         self.settle()
         names = list(dict.fromkeys(name for row in self._since for name in row))
         columns = {name: [row[name] for row in self._since if name in row] for name in names}
@@ -88,15 +100,16 @@ class Journal:
         row: dict[str, Any] = {"step": step, **means}
         row |= {f"eval/{name}": value if math.isfinite(value) else None for name, value in evaluated.items()}
         row |= {"rate": (self.images - self._mark_images) / elapsed, "seconds": self.seconds}
-        left = (self.steps - step) * elapsed / max(1, len(self._since))
-        self.rows.append(row)
-        if self.runtime.is_main:
-            _append(self.path, json.dumps(row, allow_nan=False) + "\n")
-            self.say(_line(row, self.steps, left))
-        self._since, self._mark, self._mark_images = [], time.perf_counter(), self.images
+        return row, (self.steps - step) * elapsed / max(1, len(self._since))
+
+    def _sign_of_life(self, step: int) -> None:
+        """A line on the screen within a long interval, and a look at its losses; no row in the history."""
+        row, left = self._row(step, {})
+        self.say(_line(row, self.steps, left))
 
     def say(self, text: str, *, loud: bool = False) -> None:
         """Print one line that begins with the run's name (process 0 only; not when quiet, unless loud)."""
+        self._said = time.perf_counter()
         if self.runtime.is_main and (loud or not self.quiet):
             print(f"{self.path.parent.name}  {text}", flush=True)
 

@@ -114,6 +114,7 @@ def fit(
     with _opened(state, config, steps), StopSignals() as stop:
         start, finished = _begin(state, steps)
         if finished is not None:
+            _obey(state, stop)
             return RunResult(folder, journal.rows, finished, start, finished["seconds"])
         for t in range(start or 0, steps):
             apply_schedules(optimizers, schedules or {}, t)
@@ -132,9 +133,10 @@ def fit(
             if is_last or wish or done % save_every == 0:
                 with journal.paused():
                     state.save(done)
-            if wish == _STOP:
+            if wish == _STOP and not is_last:
                 _stop(state, stop, done)
         result = _finish(state, config, steps)
+        _obey(state, stop)
     return RunResult(folder, journal.rows, result, start, result["seconds"])
 
 
@@ -209,7 +211,14 @@ def _wish(state: TrainingState, stop: StopSignals, done: int, save_minutes: floa
 def _stop(state: TrainingState, stop: StopSignals, done: int) -> None:
     line = f"stopped at step {done} of {state.journal.steps}; all is saved: the same call goes on from there"
     state.journal.say(line, loud=True)
-    if done < state.journal.steps:
+    stop.obey(f"{state.folder.name}: {line}")
+
+
+def _obey(state: TrainingState, stop: StopSignals) -> None:
+    """Obey a signal that came when there was nothing left to train: who asked for an end gets one."""
+    if stop.seen is not None:
+        line = f"stopped after step {state.journal.steps}, the last; all is saved: the same call goes on"
+        state.journal.say(line, loud=True)
         stop.obey(f"{state.folder.name}: {line}")
 
 

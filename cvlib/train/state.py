@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -128,9 +129,9 @@ class TrainingState:
                     part.training = mode
 
     def keep_best(self, step: int, metric: str, value: float) -> None:
-        """Write best.safetensors if ``value`` is lower than the one in it."""
+        """Write best.safetensors if ``value`` is finite and lower than the one in it."""
         best = read_best(self.folder)
-        if self.runtime.is_main and (best is None or value < best["value"]):
+        if self.runtime.is_main and math.isfinite(value) and (best is None or value < best["value"]):
             with atomic_path(self.folder / "best.safetensors") as aside:
                 note = {"step": step, "metric": metric, "value": value}
                 write_tensors(aside, join_modules(self.modules), note)

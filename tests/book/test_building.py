@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import yaml
 
+from cvlib.assets import ASSETS
 from cvlib.errors import BookError
 from cvlib.pages import book
 from cvlib.pages.reference import package_page
@@ -18,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 def executed(path: Path, *outputs: nbformat.NotebookNode, count: int | None = 1) -> Path:
     cell = nbformat.v4.new_code_cell("1", outputs=list(outputs), execution_count=count)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page"), cell]), path)
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page"), cell])
+    page.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    nbformat.write(page, path)
     return path
 
 
@@ -31,8 +34,33 @@ def source(tmp_path) -> Path:
     (folder / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n  - file: chapters/taming\n")
     (folder / "results").mkdir()
     (folder / "results" / "taming.json").write_text("{}")
-    (tmp_path / "stage" / "vendor" / "mathjax").mkdir(parents=True)
+    stand_in(tmp_path / "stage")
     return folder
+
+
+def stand_in(stage: Path) -> Path:
+    """Put something that counts as the pinned MathJax into a staged source; return its folder."""
+    place = stage / "vendor" / "mathjax"
+    place.mkdir(parents=True)
+    (place / "pinned").write_text(ASSETS["mathjax"].sha256)
+    return place
+
+
+def test_mathjax_is_brought_whole_and_anew_with_another_pin(source, tmp_path, monkeypatch):
+    place = tmp_path / "stage" / "vendor" / "mathjax"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tex.js").write_text("new")
+    monkeypatch.setattr("cvlib.assets.fetch", lambda name, quiet: tmp_path / "cache")
+    book.stage(source, tmp_path / "stage")
+    assert not (place / "tex.js").exists()  # the pinned one is there
+    (place / "pinned").write_text("another")
+    (place / "old.js").write_text("old")
+    book.stage(source, tmp_path / "stage")
+    assert sorted(path.name for path in place.iterdir()) == ["pinned", "tex.js"]
+    (place / "pinned").unlink()  # what was interrupted does not count
+    (place / "tex.js").write_text("ha")
+    book.stage(source, tmp_path / "stage")
+    assert (place / "tex.js").read_text() == "new"
 
 
 def test_staging_fills_marks_and_leaves_the_source_alone(source, tmp_path):
@@ -158,9 +186,10 @@ def test_a_warning_of_the_renderer_stops_the_build(source, tmp_path, monkeypatch
     (root / "CHANGELOG.md").write_text("# C\n\nx\n")
     (root / "cvlib").mkdir()
     monkeypatch.setattr(book, "ROOT", root)
-    (root / "out" / "_build" / "source" / "vendor" / "mathjax").mkdir(parents=True)
-    with pytest.raises(BookError, match="jupyter-book refused the book"):
-        book.build(root / "out")
+    stand_in(root / "out" / "_build" / "source")
+    for _ in range(2):  # a second call is no more lenient than the first
+        with pytest.raises(BookError, match="jupyter-book refused the book"):
+            book.build(root / "out")
     assert "no_such_page" in capfd.readouterr().err
     (source / "index.md").write_text("# Front\n\nNothing is wrong here.\n")
     assert book.build(root / "out").read_text().count("Nothing is wrong here") >= 1

@@ -186,6 +186,20 @@ def test_signals_save_first(experiment, tmp_path, number, capsys):
     again.assert_same(whole)
 
 
+def test_a_signal_in_the_last_step_ends_the_page_too(experiment, tmp_path, capsys):
+    """All is trained and saved, and still nothing that follows on the page may run."""
+    whole = experiment()
+    whole.run(tmp_path / "whole")
+    first = experiment()
+    first.before_step = lambda t: os.kill(os.getpid(), signal.SIGINT) if t == 11 else None
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 12, the last"):
+        first.run(tmp_path / "run")
+    again = experiment()
+    assert again.run(tmp_path / "run", quiet=False).result["steps"] == 12
+    assert "finished before" in capsys.readouterr().out and again.seen == []
+    again.assert_same(whole)
+
+
 def test_outside_the_main_thread_it_still_trains(experiment, tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(experiment().run(tmp_path / "run")))
@@ -245,6 +259,35 @@ def test_best_keeps_the_lowest(experiment, tmp_path):
     assert load_weights(tmp_path / "run", {"model": other.model}) == 12
     with pytest.raises(BookError, match=r"best is 'l1'; wanted one of \['score'\]"):
         run.run(tmp_path / "other", evaluate=evaluate, eval_every=4, best="l1")
+
+
+def test_best_is_never_what_is_not_finite(experiment, tmp_path):
+    values = iter([float("nan"), 0.5, 0.2, float("-inf")])
+    result = experiment().run(
+        tmp_path / "run", evaluate=lambda _: {"score": next(values)}, eval_every=3, best="score"
+    )
+    assert result.result["best"] == {"metric": "score", "step": 9, "value": 0.2}
+
+
+def test_a_long_interval_shows_signs_of_life_that_are_no_rows(experiment, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cvlib.train.journal._SILENCE", -1.0)  # every step is late
+    result = experiment().run(tmp_path / "run", log_every=6, quiet=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/12 " in line]
+    assert [int(line.split("/12")[0].split()[-1]) for line in lines] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+        *range(7, 13),
+        12,
+    ]
+    monkeypatch.undo()
+    plain = experiment().run(tmp_path / "plain", log_every=6)
+    for one, other in zip(result.history, plain.history, strict=True):
+        assert all(one[key] == other[key] for key in one if key not in ("rate", "seconds"))
 
 
 def test_progress_lines(experiment, tmp_path, capsys):
