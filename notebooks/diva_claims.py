@@ -63,7 +63,7 @@ tune = False  # True repeats the trials that the rules list
 replay = False  # True replays the first 20 steps of runs whose code has changed since
 
 # %%
-page = begin("diva_claims", globals())
+page = begin("diva_claims", globals(), data="emoji", data_root="")
 story = page.definitions("diva")
 if page.smoke:
     batch_size, image_size = 16, 32

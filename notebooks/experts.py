@@ -93,7 +93,7 @@ made = [
 record = False  # True writes the weights of those to book/results/weights
 
 # %%
-page = begin("experts", globals())
+page = begin("experts", globals(), data="emoji", data_root="")
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, namer_batch = min(steps, 4), 4, 8
 runtime = Runtime(device=device, precision=precision)

@@ -63,7 +63,7 @@ pretrained = True  # the experts are those of the book; there are no others
 record = False  # True writes the weights to book/results/weights
 
 # %%
-page = begin("experts_brief", globals())
+page = begin("experts_brief", globals(), data="emoji", data_root="", pretrained=True)
 experts = page.definitions("experts")
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, n_concepts = min(steps, 2), 4, 22

@@ -92,7 +92,7 @@ run_dir = "runs/invariances"
 pretrained = True  # the experts are those of the book; there are no others
 
 # %%
-page = begin("invariances", globals())
+page = begin("invariances", globals(), data="emoji", data_root="", pretrained=True)
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, n_blocks, width = min(steps, 3), 16, 2, 16
 runtime = Runtime(device=device, precision=precision)

@@ -76,7 +76,7 @@ only = []  # with record: these arms alone
 replay = False  # True replays the first 20 steps of runs whose code has changed since
 
 # %%
-page = begin("invariances_claims", globals())
+page = begin("invariances_claims", globals(), pretrained=True)
 experts = page.definitions("experts")
 if page.smoke:
     batch_size, n_blocks, width, n_views, n_concepts = 16, 2, 16, 1, 15

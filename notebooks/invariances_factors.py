@@ -71,7 +71,7 @@ pretrained = True  # the experts are those of the book; there are no others
 record = False
 
 # %%
-page = begin("invariances_factors", globals())
+page = begin("invariances_factors", globals(), data="emoji", data_root="", pretrained=True, record=False)
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, n_blocks, width, n_concepts, n_pairs = min(steps, 3), 16, 2, 16, 22, 16
 runtime = Runtime(device=device, precision=precision)

@@ -99,7 +99,7 @@ pretrained = True  # False starts from random weights: a control, not the paper'
 record = False
 
 # %%
-page = begin("s2sd", globals())
+page = begin("s2sd", globals(), record=False)
 if page.smoke:  # prove in seconds that every cell runs; nothing is learned
     steps, batch_size, head_widths, n_views, pretrained = 3, 16, [32, 48], 1, False
 runtime = Runtime(device=device, precision=precision)

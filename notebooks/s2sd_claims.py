@@ -63,7 +63,7 @@ tune = False  # True repeats the trials that the rules list
 replay = False  # True replays the first 20 steps of runs whose code has changed since
 
 # %%
-page = begin("s2sd_claims", globals())
+page = begin("s2sd_claims", globals(), data="emoji", data_root="")
 story = page.definitions("s2sd")
 if page.smoke:
     batch_size = 16

@@ -63,13 +63,13 @@ data_root = ""
 device = "auto"
 precision = "auto"
 run_dir = "runs/taming_claims"
-pretrained = True  # False trains again what run_dir already holds
+pretrained = True  # the judges are those of the book; no arm starts from weights
 record = False  # True runs what is missing and writes book/results
 tune = False  # True repeats the trials of the learning rate that the rules list
 replay = False  # True replays the first 20 steps of runs whose code has changed since
 
 # %%
-page = begin("taming_claims", globals())
+page = begin("taming_claims", globals(), data="emoji", data_root="", pretrained=True)
 story = page.definitions("taming")
 runtime = Runtime(device=device, precision=precision)
 seed_everything(seed)

@@ -120,11 +120,13 @@ def _on(variable: str) -> bool:
     return os.environ.get(variable, "") not in ("", "0")
 
 
-def begin(chapter: str, namespace: MutableMapping[str, Any]) -> Page:
+def begin(chapter: str, namespace: MutableMapping[str, Any], **only: Any) -> Page:
     """Return how this page runs, after checking the parameters that were passed to it.
 
     Call it in the cell after ``parameters`` as ``page = begin("taming", globals())``. An unknown name or a
     wrong type stops the run (papermill alone would only log it). An int is welcome where a float is wanted.
+    ``only`` names parameters that every story has and this page cannot change, with their one value: who
+    asks for another is told, and not given what was not asked for.
     Under a launcher only the first process prints.
 
     Raises: BookError naming the value seen and the values or type wanted.
@@ -134,6 +136,9 @@ def begin(chapter: str, namespace: MutableMapping[str, Any]) -> Page:
     known, given = _cells(namespace)
     check_parameters(given, known, chapter)
     values = {name: namespace.get(name, default) for name, default in known.items()}
+    for name, value in only.items():
+        if values.get(name, value) != value:
+            raise BookError(f"{name} is {values[name]!r} on {chapter}", f"{value!r}, the only one it knows")
     smoke = _on("CVLIB_SMOKE")
     record = bool(namespace.get("record", False)) and not smoke
     return Page(chapter, values, smoke, _on("CVLIB_STATIC"), record)

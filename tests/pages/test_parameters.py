@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,36 @@ def test_begin_knows_the_parameters_of_a_run_without_overrides():
     }
     assert begin("tiny", shell("steps = 4", "warmup = steps // 2")).parameters == {"steps": 4}
     assert begin("tiny", {}).parameters == {}
+
+
+def test_begin_refuses_what_a_page_cannot_do():
+    cells = ('data = "emoji"\nsteps = 4', '# Parameters\ndata = "photos"\n')
+    with pytest.raises(BookError, match=r"data is 'photos' on tiny; wanted 'emoji', the only one it knows"):
+        begin("tiny", shell(*cells), data="emoji", record=False)
+    assert begin("tiny", shell(cells[0]), data="emoji", record=False).parameters["data"] == "emoji"
+
+
+PAGES = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_parameter_is_read_or_refused(path):
+    """What is passed on as a whole, as the photo pages do, is read where it arrives."""
+    read, declared = set(), set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse(cell.source)
+        if "parameters" in cell.metadata.get("tags", ()):
+            declared = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            continue
+        nodes = list(ast.walk(tree))
+        read |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        read |= {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+        calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "begin"]
+        read |= {word.arg for call in calls for word in call.keywords}
+    read |= {"record"} & {name.removeprefix("page.") for name in read}
+    assert declared and (declared <= read or "setting_of" in read), declared - read
 
 
 def test_begin_reads_the_modes(monkeypatch):
