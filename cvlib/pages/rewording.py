@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Copy:
     path: Path
     commit: str  #: at which it was run, "" if the copy does not say
     n_cells: int  #: cells of code that the page has now
-    changed: int  #: those whose code is no longer the one that was run; all, if their number is another
+    changed: int  #: those whose code is no longer the one that was run
     is_worded: bool  #: whether every comment, docstring, paragraph and tag is the page's
 
 
@@ -48,10 +49,11 @@ def _code(notebook: Any) -> list[Any]:
 
 def _compare(page: Any, copy: Any) -> tuple[int, bool]:
     """Return how many cells of code have changed, and whether all words are the same."""
-    now, then = _code(page), _code(copy)
-    if len(now) != len(then):
-        return len(now), False
-    changed = sum(meaning(a.source) != meaning(b.source) for a, b in zip(now, then, strict=True))
+    now, then = ([meaning(cell.source) for cell in _code(book)] for book in (page, copy))
+    if len(now) != len(then):  # cells came or went: those count that have no like in the copy
+        alike = SequenceMatcher(None, then, now, autojunk=False).get_matching_blocks()
+        return max(1, len(now) - sum(block.size for block in alike)), False
+    changed = sum(a != b for a, b in zip(now, then, strict=True))
     said = [[(c.source, _tags(c)) for c in book.cells if not _is_injected(c)] for book in (page, copy)]
     return changed, said[0] == said[1]
 
