@@ -54,7 +54,7 @@ def claims_table(chapter: str) -> Output:
         rows.append([name, f"{claim['statement']}\n{paper}", found, claim["n_seeds"], verdict])
     caption = (
         f"Claims of {chapter}. Differences are means over paired seeds with 95 % bootstrap intervals, which "
-        "are too narrow for few seeds (five: about 85 %, three: about 75 %), so that a verdict also asks for p; "
+        "are too narrow for few seeds (five: about 85 %, three: about 75 %), so a verdict also asks for p; "
         "d is the standardised difference, p one-sided after Holm's correction. ★ must show."
     )
     return table(rows, ["", "claim", "measured here", "seeds", "verdict"], caption=caption, digits=2)
