@@ -100,8 +100,9 @@ measured_rows = story.named_rightly(study, 256)
 #
 # $$ e_F^b \,|\, e_F^a \sim \mathcal N\big(\sigma_{ab}\, e_F^a,\ (1 - \sigma_{ab}^2) I\big), \qquad e_{k \ne F} \sim \mathcal N(0, I). $$
 #
-# No label is ever read, only that two drawings are alike in one respect. Pairs are made, since all factors are ours to choose; hue is left out, for a turn of the hue means
-# nothing without the thing it belongs to.
+# The flow reads no label, only that two drawings are alike in one respect. Pairs are made, since all factors are ours to choose; hue is left out, for a turn of the hue means
+# nothing without the thing it belongs to. Labels are in the latent already, though: its first eight numbers are the frame, which a network was *told* to read
+# ({doc}`experts`). So ground, size, place and turn each have a direction before $e$ looks for one; that $e$ finds them is no feat, and concept and hand are the harder question.
 
 # %%
 SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
@@ -227,7 +228,7 @@ semantic, _ = train_semantic(study, pairs, start, recipe, seed, run_dir)
 
 # %% [markdown]
 # Do other alike pairs agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
-# block of $e$ between its two ends.
+# block of $e$ between its two ends. The pairs are new, their drawings are those of the training pairs under other factors.
 
 # %%
 with torch.no_grad():
@@ -277,7 +278,8 @@ picture(
 
 # %% [markdown]
 # The simple rival needs no second flow: a linear probe has a direction for every factor, so move the latent along it until the probe says what it says
-# of the donor. The judge decides: does the picture now have the donor's factor, and did the others stay?
+# of the donor. The judge decides: does the picture now have the donor's factor, and did the others stay? Donors are drawn by chance, and a concept or a hand counts
+# only where the donor's is another one.
 
 
 # %%
@@ -300,23 +302,29 @@ def edit_scores(
 ) -> tuple[float, float]:
     """Return how much of the donor's factor arrives, and how much of the other factors stays; judged, 1 is all.
 
-    ``change(z_bar, donor, factor)`` returns the edited latents; the donor of a row is the next of ``rows``.
+    ``change(z_bar, donor, factor)`` returns the edited latents; the donor of a row is another of ``rows``, by chance. Whether a
+    concept or a hand has arrived is asked where the donor's is another: else it was there before.
     """
-    partner = rows.roll(1)
+    partner = rows[torch.randperm(len(rows), generator=derived_generator(0, "donors"))]
     said = study.judged(study.decode(change(study.latents[rows], study.latents[partner], factor)))
     before = study.judged(study.decode(study.latents[rows]))
 
-    def agreement(name: str, to: Tensor, answers: Judgement) -> float:
+    everyone = torch.ones(len(rows), dtype=torch.bool)
+    others = [name for name in SHARED if name != factor]
+    asked = (
+        everyone if factor in story.GROUPS else study.labels[factor][rows] != study.labels[factor][partner]
+    )
+
+    def agreement(name: str, to: Tensor, answers: Judgement, where: Tensor) -> float:
         if name in story.GROUPS:
-            return max(0.0, story.explained(answers.factors, study.factors[to])[name])
+            return max(0.0, story.explained(answers.factors[where], study.factors[to[where]])[name])
         answer = answers.concept if name == "concept" else answers.hand
-        return story.right(answer, study.labels[name][to])
+        return story.right(answer[where], study.labels[name][to[where]])
 
-    def part(name: str, to: Tensor) -> float:
-        return agreement(name, to, said) / max(agreement(name, rows, before), 1e-6)
+    def part(name: str, to: Tensor, where: Tensor) -> float:
+        return agreement(name, to, said, where) / max(agreement(name, rows, before, where), 1e-6)
 
-    others = [part(name, rows) for name in SHARED if name != factor]
-    return part(factor, partner), float(np.mean(others))
+    return part(factor, partner, asked), float(np.mean([part(name, rows, everyone) for name in others]))
 
 
 rivals = {"flow": partial(edited, semantic), "probe": partial(moved, study)}

@@ -94,7 +94,7 @@ def experts():
     return namer, autoencoder, judge
 
 
-def open_study(page, nets, cache: Path, n_views=1, n_concepts=None):
+def open_study(page, nets, cache: Path, n_views=1, n_concepts=None, skipped=0):
     """What the page's ``open_study`` makes of 40 patterns; outputs lie in ``cache``."""
     data = {"train": Drawings(40, 2)}
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,8 @@ def open_study(page, nets, cache: Path, n_views=1, n_concepts=None):
         patch.setattr(
             page, "emoji_naming", SimpleNamespace(load=lambda split, size: data[split], few=emoji_naming.few)
         )
-        return page.open_study(*nets, SIDE, n_views, Runtime(device="cpu", precision="fp32"), n_concepts)
+        runtime = Runtime(device="cpu", precision="fp32")
+        return page.open_study(*nets, SIDE, n_views, runtime, n_concepts, skipped)
 
 
 @torch.no_grad()
@@ -127,6 +128,7 @@ class Legible:
         self.factors = factor_targets(emoji.sample_factors(n, chance).tensor())
         indicators = [F.one_hot(self.labels[field], count) for field, count in self.counts.items()]
         self.latents = torch.cat([*indicators, self.factors], 1)
+        self.variance = self.latents.var(0).sum().item()  # of means, around which nothing spreads
         self.where = {"concept": slice(0, 5), "hand": slice(5, 8)}
         self.where |= {name: slice(8 + s.start, 8 + s.stop) for name, s in page.GROUPS.items()}
 

@@ -119,6 +119,18 @@ def test_a_study_has_labels_factors_and_one_view_of_each_drawing_for_probes(page
     views = [derived_generator(0, "view", view) for view in (2, 3)]  # none of those to learn from
     drawn = torch.cat([data.draw(torch.arange(40), view, True).factors for view in views])
     torch.testing.assert_close(study.factors, factor_targets(drawn), atol=5e-3, rtol=0)  # kept as float16
+    fresh = study.known["fresh"]
+    assert (fresh.first_view, fresh.n_views) == (4, 2)  # nor of those to be tested on
+
+
+def test_skipped_views_belong_to_nobody(page, nets, tmp_path):
+    story = tiny_study.open_study(page, nets, tmp_path, n_views=3)
+    ledger = tiny_study.open_study(page, nets, tmp_path, n_views=3, skipped=page.TEST_VIEWS)
+    views = {
+        name: [(part.first_view, part.first_view + part.n_views) for part in one.known.values()]
+        for name, one in (("story", story), ("ledger", ledger))
+    }
+    assert views == {"story": [(0, 3), (3, 5), (5, 8)], "ledger": [(0, 3), (5, 7), (7, 10)]}
 
 
 @torch.no_grad()

@@ -74,12 +74,13 @@ def exchange(legible, z_bar, donor, name):
 
 @pytest.mark.parametrize("factor", SHARED)
 def test_scores_of_the_best_edit_of_none_and_of_the_donor_itself(page, legible, factor):
-    rows = torch.arange(300)
+    rows = legible.labels["hand"].argsort()  # neighbours share their hand, as drawings in a set do
     by_chance = dict.fromkeys(SHARED, 0.0) | {"concept": 1 / CLASSES, "hand": 1 / HANDS}
     best = page.edit_scores(legible, partial(exchange, legible), factor, rows)
     assert best == pytest.approx((1, 1), abs=1e-5)
     arrives, stays = page.edit_scores(legible, lambda z, donor, name: z, factor, rows)
-    assert arrives == pytest.approx(by_chance[factor], abs=0.08) and stays == pytest.approx(1, abs=1e-5)
+    assert arrives == pytest.approx(0, abs=0.08) and stays == pytest.approx(1, abs=1e-5)
+    assert factor in page.story.GROUPS or arrives == 0  # what the donor shares has not arrived
     arrives, stays = page.edit_scores(legible, lambda z, donor, name: donor, factor, rows)
     others = np.mean([by_chance[name] for name in SHARED if name != factor])
     assert arrives == pytest.approx(1, abs=1e-5) and stays == pytest.approx(others, abs=0.05)

@@ -10,6 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cvlib.data import emoji
+from cvlib.data.factors import factor_targets
+from cvlib.nn.vae import DiagonalGaussian
 from tests import tiny_study
 from tests.tiny_study import CLASSES, HANDS, gen, images
 
@@ -46,6 +49,49 @@ def test_between_estimates_the_variance_between_without_bias_in_few_groups(page)
     assert (share * within / (1 - share)).mean().item() == pytest.approx(0.4, abs=0.01)
 
 
+def test_the_share_of_a_sum_is_that_of_its_parts_weighed_by_their_variance(page):
+    answers = torch.randn(50, 4, 3, generator=gen()) + 2 * torch.randn(50, 1, 3, generator=gen(1))
+    answers *= torch.tensor([1.0, 10.0, 0.1])
+    within = answers.var(1).mean(0)
+    share = page.between(answers)
+    whole = within / (1 - share)
+    assert page.between(answers, whole=True) == pytest.approx(((share * whole).sum() / whole.sum()).item())
+
+
+def test_the_variance_of_latents_is_that_of_their_draws(study):
+    q = DiagonalGaussian(study.known["test"].column("moments"))
+    drawn = torch.cat([q.sample(gen(seed)) for seed in range(400)])
+    assert study.variance == pytest.approx(drawn.var(0).sum().item(), rel=0.03)
+
+
+def test_a_perceptron_reads_what_no_line_can_and_nothing_where_nothing_is(page):
+    n, chance = 3000, gen()
+    x, x_test = torch.randn(n, 4, generator=chance), torch.randn(400, 4, generator=chance)
+
+    def truth(z):  # which of two classes is a matter of two signs together
+        return ((z[:, 0] > 0) ^ (z[:, 1] > 0)).long()
+
+    noise = torch.randint(3, (n + 400,), generator=chance)
+    factors = factor_targets(emoji.sample_factors(n, chance).tensor())
+    fresh = SimpleNamespace(
+        labels={"concept": truth(x), "hand": noise[:n]},
+        column=lambda name: emoji.sample_factors(n, gen()).tensor(),
+    )
+    study = SimpleNamespace(
+        known={"fresh": fresh},
+        counts={"concept": 2, "hand": 3},
+        factors=factors[:400],
+        labels={"concept": truth(x_test), "hand": noise[n:]},
+    )
+    state = torch.get_rng_state()
+    found = page.deep_probe(study, x, x_test)
+    assert found["concept"] > 0.95 and found["hand"] == pytest.approx(1 / 3, abs=0.1)
+    assert all(found[group] < 0.05 for group in page.GROUPS)
+    line = page.best_ridge(page.standardised(x), F.one_hot(truth(x), 2).float())(page.standardised(x_test, x))
+    assert page.right(line, truth(x_test)) == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.fixture(scope="module")
 def legible(page):
     return tiny_study.Legible(page)
@@ -62,7 +108,13 @@ def test_a_layer_that_knows_all_leaves_nothing_to_v(page, legible):
     z -= z.mean(0)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     other = (z * np.roll(z, 1, 0)).sum(1).mean()
-    wanted = {"v explains": 0, "concept": 1, "hand": 1, **dict.fromkeys(page.GROUPS, 1)}
+    wanted = {
+        "v explains": 0,
+        "v explains, pictures": 0,
+        "concept": 1,
+        "hand": 1,
+        **dict.fromkeys(page.GROUPS, 1),
+    }
     assert found == pytest.approx(wanted | {"consistency": 1 - other}, abs=1e-4)
 
 
@@ -73,6 +125,7 @@ def test_a_layer_that_knows_nothing_leaves_all_to_v(page, legible):
     layer = SimpleNamespace(study=legible, name="logits", resample=resample)
     found = page.measure(layer, torch.arange(300), gen(7), 6)
     assert found["v explains"] == pytest.approx(1, abs=0.05)
+    assert found["v explains, pictures"] == pytest.approx(1, abs=0.05)
     assert found["concept"] == pytest.approx(1 / CLASSES, abs=0.05)
     assert found["hand"] == pytest.approx(1 / HANDS, abs=0.05)
     assert all(abs(found[group]) < 0.06 for group in page.GROUPS)

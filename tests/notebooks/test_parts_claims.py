@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from cvlib.claims import load_rules, runs
 from cvlib.data import load
 from cvlib.pages import definitions
 from cvlib.train import Runtime
+from tests.reach import reach
 
 PAGES = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -145,54 +145,13 @@ def test_k_means_has_the_settings_that_the_trials_chose(page):
         assert page.CHOSEN[f"{kind}-photo"] == page.CHOSEN[f"{kind}-gradient"]
 
 
-def _defined(path):
-    found = {}
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign):
-            found |= {t.id: node for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()}
-    return found
-
-
-def _used(node):
-    for part in ast.walk(node):
-        if isinstance(part, ast.Name):
-            yield part.id
-        elif isinstance(part, ast.Attribute) and "story" in (
-            getattr(part.value, "id", ""),
-            getattr(part.value, "attr", ""),
-        ):
-            yield part.attr
-
-
 def test_a_change_of_anything_that_a_run_rests_on_makes_it_stale(page):
     """All that training and judging reach in the pages, from name to name, is in the rules' code."""
-    names = ("parts", "parts_judge", "parts_learning", "parts_model", "parts_swaps")
-    own = _defined(PAGES / "parts_claims.py")
-    others = {name: _defined(PAGES / f"{name}.py") for name in names}
-    home = {name: where for where, found in others.items() for name in found}
-    assert len(home) == sum(map(len, others.values()))  # a definition has one home
-    seen, ahead = (
-        set(),
-        [("parts_claims", name) for name in ("run_model", "run_clusters", "N_CHECKS")]
-        + [("parts_judge", "lay_out")],
-    )
-    while ahead:
-        where, name = ahead.pop()
-        if (where, name) in seen:
-            continue
-        seen.add((where, name))
-        for used in _used((own if where == "parts_claims" else others[where])[name]):
-            if where == "parts_claims" and used in own:
-                ahead.append((where, used))
-            elif used in home:
-                ahead.append((home[used], used))
-    needed = {f"notebooks/{where}.py::{name}" for where, name in seen} - {
-        "notebooks/parts_claims.py::run_model"
-    }
-    assert {where for where, _ in seen} == {"parts_claims", *names}
+    starts = [("parts_claims", name) for name in ("run_model", "run_clusters", "N_CHECKS")]
+    needed = reach(*starts, ("parts_judge", "lay_out"))
     assert len(needed) > 50 and needed <= set(load_rules(page.CHAPTER).code)
+    pages = ("parts", "parts_claims", "parts_judge", "parts_learning", "parts_model", "parts_swaps")
+    assert {name.split("::")[0] for name in needed} == {f"notebooks/{page}.py" for page in pages}
 
 
 # pairs
