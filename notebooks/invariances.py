@@ -107,7 +107,9 @@ print(runtime.describe())
 #
 # None of them is trained here. The **namer** $f = \Psi\circ\Phi$ is what we look into. The **autoencoder** turns a drawing into
 # $\bar z = E(x)$ and back, so that the flow never sees a pixel. It is that of {doc}`experts_brief`: 128 numbers, as many as in the
-# paper, because every number is one more that must be right in a picture that nobody drew; and a decoder that knows the drawings of this page's world.
+# paper, because every number is one more that must be right in a picture that nobody drew; and a decoder that knows the drawings of this page's world. Its first
+# eight numbers are the frame of a picture: ground, hue, size, place and turn, which a network was *told* to read from drawings whose factors are known. The rest
+# is a linear code that knows no label.
 # The **judge** has another build and another training than the namer; it says what is to be seen in a picture.
 #
 # The namer tells 877 concepts, and has learned each from four to eight drawings, mostly six or seven. A flow has to know them all before it can paint what the answer
@@ -750,6 +752,31 @@ explorer(
 )
 
 # %% [markdown]
+# Where do they differ? The standard deviation over thirty-two draws, pixel by pixel: bright where the layer leaves a picture open.
+
+# %%
+several = {
+    name: study.decode(drawn_for(name, sample, 32, "mean").flatten(0, 1)).unflatten(0, (-1, 32))
+    for name in chosen
+}
+deviations = {name: pictures.std(1).mean(1, keepdim=True) for name, pictures in several.items()}
+brightest = max(x.max() for x in deviations.values())
+picture(
+    shown,
+    *((2 * x / brightest - 1).expand(-1, 3, -1, -1) for x in deviations.values()),
+    columns=8,
+    quality=90,
+    rows=["drawing", *chosen],
+    alt="; ".join(f"{name}: mean deviation {x.mean():.2f}" for name, x in deviations.items()),
+    caption=f"Eight drawings, and for each layer the standard deviation of the pictures with its representation: black 0, white {brightest:.2f} of a range of 2.",
+)
+say(
+    "The deviation, mean over all pixels, is "
+    + ", ".join(f"{x.mean():.2f} for {name}" for name, x in deviations.items())
+    + "."
+)
+
+# %% [markdown]
 # ### One layer less than the whole
 #
 # Mix: $v$ of one drawing, $z$ of another. The picture should show what the layer knows of the second in the manner of all that it ignores of the
@@ -1097,7 +1124,9 @@ if page.live:
 # | what is kept | looked at; FID | the same | measured by a judge on known factors |
 # | start | random | the same | at the linear guess of $\bar z$ from $z$ |
 # | training | batch 16, rate 7.2e-5 | the same | batch 128, rate 3e-3, warmed up and falling; gradients clipped |
-# | autoencoder | ResNet-101, and a decoder like BigGAN's | the same | a linear code in a frame, a decoder that refines |
+# | autoencoder | ResNet-101, and a decoder like BigGAN's | the same | a linear code in a frame that was taught with the factors' labels, a decoder that refines |
+# | reconstructions | sharp at 128 px | the same | {doc}`experts_brief` says how far from lossless: judge and namer know fewer of them than of the drawings |
+# | published flows | | `.ckpt` files | converted and loaded by `cvlib.nn.flow.load_flow`; the autoencoder that they need is not here, so no page paints with them |
 # | attack | ε = 0.02 of a range of 2 | the same | ε = 0.06 |
 #
 # ## Exercises

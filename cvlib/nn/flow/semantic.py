@@ -28,7 +28,8 @@ class LinearFactors(nn.Module):
     correlate. A direction goes to the factor where that is highest, unless most of it is taken already.
     ``floor`` is the least correlation that counts, ``most`` the most directions of a factor; ``sizes`` is
     what came of it, e_0 first.
-    Raises: BookError if a factor is left without a direction.
+    Raises: BookError if a factor is left without a direction, or has fewer than four pairs, or some that are
+    not finite or not alike in shape.
     """
 
     matrix: Tensor
@@ -36,6 +37,7 @@ class LinearFactors(nn.Module):
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], floor: float = 0.5, most: int = 16) -> None:
         super().__init__()
+        _check_pairs(pairs, 4)
         everyone = torch.cat([end.double() for pair in pairs for end in pair])
         centre, dim = everyone.mean(0), everyone.shape[1]
         variance, axes = torch.linalg.eigh((everyone - centre).T.cov())
@@ -125,6 +127,8 @@ class SemanticFlow(nn.Module):
         seen = [e.shape[1] for e in factors]
         if seen != self.sizes:
             raise BookError(f"factors of sizes {seen}", f"{self.sizes}")
+        if len(rows := {len(e) for e in factors}) > 1:
+            raise BookError(f"factors of {', '.join(map(str, sorted(rows)))} rows", "as many in each")
         e = torch.cat(list(factors), dim=1)
         return (
             self.flow.inverse(e)
@@ -159,7 +163,8 @@ def pair_loss(
     shared: the number (B,) of the factor F, or booleans (B, K + 1), True for each shared factor: a pair that
     differs in one concept only shares all others. Source: Esser et al. 2020a, supervision by pairs.
 
-    Raises: BookError if sigma_ab is outside (0, 1) or a factor number is none of them.
+    Raises: BookError if sigma_ab is outside (0, 1), a factor number is none of them, or ``shared`` does not
+    speak of every pair.
 
     >>> e = [torch.ones(1, 2), torch.ones(1, 1)]
     >>> pair_loss(e, e, torch.tensor([1]), sigma_ab=0.6)  # 3/2 + 2/2 + (0.4)^2 / 0.64 / 2
@@ -167,6 +172,9 @@ def pair_loss(
     """
     if not 0 < sigma_ab < 1:
         raise BookError(f"sigma_ab {sigma_ab}", "a correlation between 0 and 1, both excluded")
+    wanted = (len(e_a[0]), len(e_a)) if shared.dtype == torch.bool else (len(e_a[0]),)
+    if shared.shape != wanted:
+        raise BookError(f"what is shared, {tuple(shared.shape)}", f"{wanted}, an entry for each pair")
     if shared.dtype != torch.bool:
         if ((shared < 0) | (shared >= len(e_a))).any():
             seen = f"factors from {shared.min().item()} to {shared.max().item()}"
@@ -178,13 +186,29 @@ def pair_loss(
     return (energy_a + torch.where(shared, residual / (1 - sigma_ab**2), energy_b).sum(1)) / 2
 
 
+def _check_pairs(pairs: Sequence[tuple[Tensor, Tensor]], least: int) -> None:
+    """Refuse pairs that no covariance can be taken of, and name the factor."""
+    if not pairs:
+        raise BookError("no factor", "pairs of at least one")
+    for number, (x_a, x_b) in enumerate(pairs, 1):
+        if x_a.shape != x_b.shape or x_a.ndim != 2 or x_a.shape[1] != pairs[0][0].shape[1]:
+            seen = f"pairs of factor {number} of shapes {tuple(x_a.shape)} and {tuple(x_b.shape)}"
+            raise BookError(seen, f"(N, {pairs[0][0].shape[-1]}) twice")
+        if len(x_a) < least:
+            raise BookError(f"{len(x_a)} pairs of factor {number}", f"at least {least}")
+        if not (x_a.isfinite().all() and x_b.isfinite().all()):
+            raise BookError(f"pairs of factor {number} are not finite", "finite latents")
+
+
 def factor_sizes(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
     """Return the sizes of e_0, ..., e_K for K concepts from ``pairs[F] = (x_a, x_b)``, (N_F, dim) each.
 
     A concept gets room by how much of the variance its pairs share: score_F = sum_j Cov(x_a_j, x_b_j) /
     sum_j Var(x_j), residual score 1, sizes floor(dim softmax(scores)), and the residual takes the rest.
-    Source: the authors' code of Esser et al. 2020a. Raises: BookError if a concept is left without a feature.
+    Source: the authors' code of Esser et al. 2020a. Raises: BookError if a concept is left without a feature,
+    or has fewer than two pairs, or some that are not finite or not alike in shape.
     """
+    _check_pairs(pairs, 2)
     scores = [torch.ones(())]
     for x_a, x_b in pairs:
         a, b = (x.double() - x.double().mean(0) for x in (x_a, x_b))

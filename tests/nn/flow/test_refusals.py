@@ -13,9 +13,12 @@ from cvlib.nn.flow import (
     ActNorm,
     ConditionalFlow,
     LabelEmbedder,
+    LinearFactors,
     MapEmbedder,
     SemanticFlow,
     VectorEmbedder,
+    factor_sizes,
+    pair_loss,
 )
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -257,3 +260,48 @@ def test_weights_that_are_not_finite_are_told_from_inputs(make_flow, bad):
         flow.blocks[1].norm.scale[2] = bad
     with pytest.raises(BookError, match=r"left the finite numbers \(largest \|x\| .*lower the learning rate"):
         flow(x, cond)
+
+
+# ---- pairs and factors
+
+
+def pairs(n=8, dim=6, factors=2):
+    return [(torch.randn(n, dim), torch.randn(n, dim)) for _ in range(factors)]
+
+
+@pytest.mark.parametrize("least", [(LinearFactors, 4), (factor_sizes, 2)], ids=lambda one: str(one[1]))
+def test_pairs_that_say_nothing_are_named(least):
+    call, count = least
+    broken = pairs()
+    broken[1][0][3, 2] = math.nan
+    for bad, message in (
+        ([], "no factor; wanted pairs of at least one"),
+        (broken, "pairs of factor 2 are not finite"),
+        ([pairs()[0], pairs(count - 1)[0]], f"{count - 1} pairs of factor 2; wanted at least {count}"),
+        ([(torch.randn(8, 6), torch.randn(7, 6))], r"of factor 1 of shapes \(8, 6\) and \(7, 6\)"),
+        ([pairs()[0], pairs(dim=5)[0]], r"of factor 2 of shapes \(8, 5\) .*; wanted \(N, 6\) twice"),
+    ):
+        with pytest.raises(BookError, match=message):
+            call(bad)
+
+
+def test_factors_of_other_numbers_of_rows_are_no_latent():
+    flow = SemanticFlow((2, 4), width=8, n_blocks=2)
+    flow(torch.randn(8, 6))
+    with pytest.raises(BookError, match="factors of 1, 8 rows; wanted as many in each"):
+        flow.inverse((torch.randn(8, 2), torch.randn(1, 4)))
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        torch.tensor([1]),
+        torch.tensor(1),
+        torch.ones(4, 3, dtype=torch.bool),
+        torch.ones(1, 2, dtype=torch.bool),
+    ],
+)
+def test_what_is_shared_is_said_of_every_pair(shared):
+    e = [torch.randn(4, 2), torch.randn(4, 1)]
+    with pytest.raises(BookError, match=r"what is shared, .*; wanted \(4,.*an entry for each pair"):
+        pair_loss(e, e, shared)
