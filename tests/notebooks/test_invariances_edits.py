@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from sklearn.linear_model import Ridge
 from cvlib.data.factors import factor_targets
 from cvlib.nn import SemanticFlow
 from tests import tiny_study
-from tests.tiny_study import CLASSES, DIM, HANDS
+from tests.tiny_study import CLASSES, DIM, HANDS, gen
 
 SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
 
@@ -84,3 +86,29 @@ def test_scores_of_the_best_edit_of_none_and_of_the_donor_itself(page, legible, 
     arrives, stays = page.edit_scores(legible, lambda z, donor, name: donor, factor, rows)
     others = np.mean([by_chance[name] for name in SHARED if name != factor])
     assert arrives == pytest.approx(1, abs=1e-5) and stays == pytest.approx(others, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_content_is_the_share_of_each_block_that_a_representation_decides(page, share):
+    """Blocks of a linear e of latents whose groups and draws are known, by the law of total variance."""
+    generator, rows, n = gen(), torch.arange(400), 16
+    matrix = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
+    e = math.sqrt(share) * torch.randn(400, 1, 6, generator=generator)
+    e = e + math.sqrt(1 - share) * torch.randn(400, n, 6, generator=generator)
+    e[..., :2] = torch.randn(400, n, 2, generator=generator)  # of the first block it knows nothing
+    asked = []
+
+    def resample(rows, n, chance):
+        asked.append((len(rows), n))
+        return e @ matrix.T
+
+    class Turned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.anything = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, z):
+            return (z @ matrix).split([2, 1, 3], 1), None
+
+    found = page.content(SimpleNamespace(resample=resample), Turned(), rows, gen(1), n)
+    assert asked == [(400, 16)] and found == pytest.approx([0, share, share], abs=0.05)
