@@ -149,12 +149,6 @@ print(f"variances 1 + 1 and 4 + 1: R = {stays[0]:.2f} and {stays[1]:.2f}, and A 
 
 
 # %%
-
-# %% [markdown]
-# *What is shown*, which photograph or which class, has no closed form. A ridge regression tells it from $\bar z$ and $|\bar z|$: the sizes are needed, for a texture is the same with light and dark exchanged.
-
-
-# %%
 def unsigned(z_bar: Tensor) -> Tensor:
     """Return latents (N, dim) beside their absolute values, (N, 2 dim)."""
     return torch.cat([z_bar, z_bar.abs()], 1)
@@ -382,9 +376,6 @@ show(
     + "; ".join(f"{name} {m.kept['texture']:.2f} and {m.kept['layout']:.2f}" for name, m in found.items()),
     caption="Texture (12 contrasts) and layout (16 squares): bars, what stays between draws; marks, how far it agrees with the crop.",
 )
-
-
-# %%
 
 
 # %%
