@@ -44,7 +44,7 @@
 #
 # | scale | command | what it needs |
 # |---|---|---|
-# | quick | `papermill notebooks/parts.ipynb out.ipynb` | about 5 minutes of one CPU core, and once half a minute to draw the people |
+# | quick | `papermill notebooks/parts.ipynb out.ipynb` | about 5 minutes of one CPU core, and once a minute to draw the people |
 # | report | `papermill notebooks/parts.ipynb out.ipynb -f notebooks/params/parts.report.yaml` | quarter of an hour of one CPU core |
 # | paper's shapes | `papermill notebooks/parts.ipynb out.ipynb -p image_size 128 -p n_parts 25 -p steps 80000 -p network paper -p reconstruction vgg19 -p batch_size 8 -p learning_rate 2e-4 -p clips "[]"` | a GPU; rendered people |
 # | paper | `papermill notebooks/parts.ipynb out.ipynb -f notebooks/params/parts.deepfashion.yaml -p data_root DIR` | a GPU and DeepFashion In-shop in DIR; likewise `parts.cub.yaml`, `parts.penn_action.yaml`, `parts.exercise.yaml` |
@@ -819,6 +819,14 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
 # | learning rate | constant | the same | warmed up, falling to a tenth |
 # | bottleneck $r$ | | starts at 0, within -3 to 7.5 (DeepFashion 0 to 7.5), pace 0.05 | starts at -2, within -2 to 1, pace 0.5: fewer steps; `network=paper` starts at -3, within -3 to 7.5, pace 0.05 |
 # | critics | | one foreign pair for each true one | all foreign pairs of a batch, four times the learning rate (once by `network=paper`) |
+# | spread of the shape code | | begins at 1 | begins at 0.3, also by `network=paper` |
+# | soft arg-max of the masks | | sharpness γ of 10 or 3, by data | 1 |
+# | critics' score | inner product | the same | divided by the square root of the width |
+# | VGG-19 sees | | 256 px, cropped to 224 at random | 224 px, the whole picture |
+# | coordinates for $E_\alpha$ | | for Penn Action | none |
+# | critics and multipliers | float32 | the same | critics under bf16 where the page runs so; entropies, KL, colours and multipliers in float32 |
+# | objective by data | one a data set: DeepFashion with squared concentration in stairs, its own label for sharpness, no window | the same | that of CUB for all real data |
+# | labels of CUB | head, chest, wings, tail, feet | the same | the figure, unless the masks of parts are at hand: `cub_parts.load(truth="parts")` |
 # | weights of the priors | | those of the released configurations | chosen by trials on validation people, told in the rules; those of CUB by `network=paper`, for all data |
 # | area prior | | weight 1e-12 | none |
 # | gradients | a loss for each network | the reconstruction is computed up to four times | one backward pass |
