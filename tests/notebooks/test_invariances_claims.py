@@ -14,6 +14,7 @@ from cvlib.nn import ConditionalFlow, VectorEmbedder
 from cvlib.nn.flow import LinearGuess
 from cvlib.nn.vae import VectorAutoencoder
 from cvlib.pages import definitions
+from cvlib.train import Runtime
 from tests.reach import PAGES, reach
 from tests.tiny_study import gen
 
@@ -90,7 +91,9 @@ def test_a_regression_learns_what_no_line_tells(page, flow):
     regression = page.Regression(flow)
     layer = SimpleNamespace(condition=lambda batch: batch["z"])
     batch = {"z": cond, "moments": torch.cat([latents, torch.zeros_like(latents)], 1)}
-    step = page.regression_step(regression, layer, torch.optim.Adam(regression.parameters(), lr=3e-3))
+    step = page.regression_step(
+        regression, layer, torch.optim.Adam(regression.parameters(), lr=3e-3), Runtime("cpu")
+    )
     losses = [step(batch, t)["loss"].item() for t in range(150)]
     wanted = cond[:, :1].abs().square().mean().item()
     assert losses[0] == pytest.approx(wanted, rel=1e-4) and losses[-1] < 0.05 * losses[0]
