@@ -48,6 +48,8 @@ def load(name: str, split: str, image_size: int, *, root: str = "", **options: A
     are those of the data set's own ``load``. Raises: BookError for an unknown name, split or option, or for
     data that cannot be used.
     """
+    if name == "mocap":
+        raise BookError("data 'mocap'", "images", "motions come from cvlib.data.mocap_windows.load")
     if name not in _LOADERS:
         raise BookError(f"data {name!r}", f"one of {', '.join(_LOADERS)}")
     loader = _LOADERS[name]

@@ -39,6 +39,7 @@ _QUATERNIONS = {
 }  # first of four columns, w first
 _ANGLES = {"right_knee": 20, "right_elbow": 29, "left_knee": 34, "left_elbow": 43}  # radians about local z
 _KEYS = {"Loop", "Frames", "RightJoints", "LeftJoints"}
+_LARGEST = 1e300  # no length, angle or duration of a clip; integers beyond it fit no float
 _SHORTEST = 0.1  # below it a quaternion has no direction; the files hold lengths from .58 on
 
 
@@ -119,11 +120,12 @@ def _frames(path: Path) -> tuple[Tensor, bool]:
             raise BookError(f"{path}: frame {k} has {len(row)} columns", f"{_COLUMNS}")
         for column, value in enumerate(row):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value):
-                raise BookError(f"{path}: frame {k}, column {column} is {value!r}", "a finite number")
+            if not is_number or not abs(value) < _LARGEST:  # also refuses NaN
+                seen = f"{path}: frame {k}, column {column} is {str(value)[:20]}"
+                raise BookError(seen if is_number else f"{seen!s}, {type(value).__name__}", "a finite number")
     frames = torch.tensor(rows, dtype=torch.float64)
     if not bool((frames[:-1, 0] > 0).all()) or frames[-1, 0] < 0:
-        shortest = frames[:-1, 0].min().item()
+        shortest = min(frames[:-1, 0].min().item(), frames[-1, 0].item() or math.inf)
         raise BookError(f"{path}: a frame lasts {shortest:g} s", "more than 0 s (the last one may have 0)")
     return frames, content["Loop"] == "wrap"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -97,6 +99,25 @@ class MotionWindows(Dataset):
     def __repr__(self) -> str:
         length = self.joints.shape[1]
         return f"<mocap/{self.split}: {len(self):,} windows of {length} frames, hash {self.hash}>"
+
+    def subset(self, rows: Tensor) -> Self:
+        """Return the windows ``rows`` (LongTensor (B,)) as a data set of their own.
+
+        Raises: BookError for no rows at all; IndexError for one outside.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        if not len(rows):
+            raise BookError("a subset without windows", "at least one")
+        part = copy.copy(self)
+        part.joints, part.hash = self.joints[rows], digest([self.hash, rows.tolist()], 16)
+        part.labels = {field: values[rows] for field, values in self.labels.items()}
+        return part
+
+    def images(self, index: Tensor, **_: object) -> Tensor:
+        """There are none. Raises: BookError."""
+        raise BookError(
+            "images of mocap", "its tensor `joints`, or batches", "bodies draws people in these poses"
+        )
 
     def draw(self, index: Tensor, generator: torch.Generator | None, augment: bool) -> Draws:
         """Return the headings as the draws' factors (B, 1), none without ``augment``."""

@@ -179,9 +179,11 @@ def clip_file(tmp_path, **changes):
     [
         ({"Frames": [[0.1] * 44, [0.1] * 43]}, r"frame 1 has 43 columns; wanted 44"),
         ({"cells": {(3, 7): float("nan")}}, r"frame 3, column 7 is nan"),
-        ({"cells": {(0, 2): "high"}}, r"frame 0, column 2 is 'high'"),
+        ({"cells": {(0, 2): "high"}}, r"frame 0, column 2 is high, str; wanted a finite number"),
+        ({"cells": {(1, 9): 10**400}}, r"frame 1, column 9 is 1000.*; wanted a finite number"),
         ({"cells": {(2, 12 + k): 0.0 for k in range(4)}}, r"frame 2, neck has a quaternion of length 0"),
         ({"cells": {(4, 0): 0.0}}, r"lasts 0 s"),
+        ({"cells": {(-1, 0): -1.0}}, r"lasts -1 s"),
         ({"Speed": 1}, r"Speed; wanted the keys Loop and Frames"),
         ({"Loop": "often"}, r"Loop is 'often'"),
         ({"Frames": []}, r"Frames is no list of frames"),

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import cvlib.data
 from cvlib.data.mocap import CLIPS, clip
 from cvlib.data.mocap_windows import CLIP_SPLITS, GAP, listing, load, time_blocks
 from cvlib.errors import BookError
@@ -107,3 +108,19 @@ def test_wrong_options_are_told():
     with pytest.raises(ValueError, match="Generator"):
         data = load("test", 4)
         data.draw(torch.arange(2), None, True)
+
+
+def test_a_subset_is_whole_and_images_are_refused():
+    data = load("test", 8, stride=4)
+    rows = torch.tensor([5, 0, 2])
+    part = data.subset(rows)
+    assert len(part) == 3 and torch.equal(part.joints, data.joints[rows]) and part.hash != data.hash
+    assert torch.equal(part.labels["start"], data.labels["start"][rows])
+    batch = next(part.batches(3, seed=0, augment=False))
+    assert torch.equal(batch["joints"], part.joints[batch["index"]])
+    with pytest.raises(BookError, match="a subset without windows"):
+        data.subset(torch.tensor([]))
+    with pytest.raises(BookError, match="images of mocap; wanted its tensor `joints`"):
+        data.images(rows)
+    with pytest.raises(BookError, match=r"motions come from cvlib\.data\.mocap_windows\.load"):
+        cvlib.data.load("mocap", "test", 64)

@@ -85,8 +85,22 @@ def test_one_summed_loss_lets_the_priors_into_the_encoder(page):
 
 def test_without_the_constraint_nothing_depends_on_the_critics(page):
     model = model_of(page, is_constrained=False)
-    losses, log = model.losses(rand(2, 3, 16, 16), rand(2, 3, 16, 16, seed=1), 1.0)
+    x = rand(2, 3, 16, 16), rand(2, 3, 16, 16, seed=1)
+    losses, log = model.losses(*x, 1.0)
     assert "constraint" not in losses and "g" not in log
+    found = []
+    for scale in (1.0, -3.0):  # other critics, the same gradients everywhere else
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "critic" in name:
+                    p.mul_(scale)
+        model.zero_grad()
+        torch.manual_seed(2)
+        loss, _ = model(*x, 1.0)
+        loss.backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if "critic" not in n})
+    assert found[0] and all(torch.equal(g, found[1][name]) for name, g in found[0].items())
 
 
 def test_a_detached_call_moves_inputs_only(page):
@@ -164,6 +178,41 @@ def test_a_run_can_be_taken_up_with_its_duals_and_album(page, tiny, tmp_path):
     other = page.PartsModel(tiny, aim, page.pyramid_distance)
     load_weights(result.folder, {"parts": other})
     assert other.duals.lam == model.duals.lam and other.duals.r == model.duals.r
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(page, tiny, tmp_path):
+    """λ and r belong to no optimiser: they too must lie in the checkpoint."""
+    runtime = Runtime(device="cpu", precision="fp32")
+    train = load("bodies", "train", 16, shapes=2, poses=3, pairs="pose")
+    watched, truth = train.images(torch.arange(4)), merge(train.masks(torch.arange(4)))
+    recipe = page.Recipe(steps=4, batch_size=2, n_checks=2)
+    aim = page.Objective(mi_target=-5.0)
+
+    def run(root, halt=None):
+        count = 0
+
+        def measure(model):
+            nonlocal count
+            count += 1
+            if count == halt:
+                raise KeyboardInterrupt
+            return {"looked": 1.0}
+
+        return page.train_parts(
+            tiny, aim, recipe, train, watched, truth, seed=0, runtime=runtime, root=str(root), n_kept=2,
+            measure=measure,
+        )  # fmt: skip
+
+    whole, album, result = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):  # at its second check, after step 4; step 2 is saved
+        run(tmp_path / "halved", halt=2)
+    again, album_again, resumed = run(tmp_path / "halved")
+    assert 0 < resumed.resumed_from < 4
+    assert again.duals.lam == whole.duals.lam > 0 and again.duals.r == whole.duals.r
+    for one, other in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(album_again.pages, album.pages) and torch.equal(album_again.steps, album.steps)
+    assert resumed.result["first_losses"] == result.result["first_losses"]
 
 
 def test_a_distance_with_another_name_is_told(page):

@@ -16,7 +16,7 @@ from torch import nn
 from cvlib.notebooks import parts
 from cvlib.pages import definitions
 from cvlib.pages.parameters import check_parameters, notebook_parameters
-from cvlib.train import weights_metadata
+from cvlib.train import Runtime, weights_metadata
 from tests import layouts_parts
 from tests.tiny_parts import gen, model_of, rand
 
@@ -37,6 +37,25 @@ def test_redressing_touches_the_named_parts_alone(page):
     a, b = rand(2, 4, 3), rand(2, 4, 3, seed=1)
     mixed = page.redress(a, b, torch.tensor([0, 2, 2, 1]), 2)
     assert torch.equal(mixed[:, 1:3], b[:, 1:3]) and torch.equal(mixed[:, ::3], a[:, ::3])
+
+
+@pytest.mark.parametrize("piece", ["everything", "legs"])
+def test_the_live_cell_shows_a_pose_in_the_clothes_of_another(page, story, monkeypatch, piece):
+    shown, people = {}, rand(5, 3, 16, 16)
+    model = model_of(story).eval()
+    monkeypatch.setattr(page, "picture", lambda images, **told: shown.update(images=images, **told))
+    crowd = type("Crowd", (), {"images": lambda self, rows: people[rows], "__len__": lambda self: 5})
+    around = {
+        "test": crowd(),
+        "model": model,
+        "runtime": Runtime(device="cpu", precision="fp32"),
+        "assignment": torch.tensor([0, 1, 2, 3]),
+    }
+    for name, value in around.items():
+        monkeypatch.setattr(page, name, value, raising=False)
+    page.play(1, 7, piece)  # the seventh of five is the second
+    assert shown["images"].shape == (4, 3, 16, 16) and shown["images"].isfinite().all()
+    assert torch.equal(shown["images"][[0, 3]], people[[1, 2]]) and piece in shown["caption"]
 
 
 def test_locality_is_whole_where_the_painter_looks_at_one_pixel(page, story):
