@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cvlib.data import bodies, load
 from cvlib.data.base import derived_generator
@@ -9,6 +13,7 @@ from cvlib.data.bodies import MERGED, PARTS
 from cvlib.data.bodies_people import draw_looks
 from cvlib.errors import BookError
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SPLITS = ("train", "validation", "test")
 
 
@@ -32,6 +37,25 @@ def test_whole_bodies_lie_in_the_image_and_fill_it(image_size):
         assert not rows[:, edge].any() and not columns[:, edge].any()
     extent = torch.maximum(rows.sum(1), columns.sum(1)) / image_size
     assert extent.min() > 0.55 and extent.mean() > 0.75
+
+
+def test_people_look_as_they_did(tmp_path, monkeypatch):
+    """Drawn anew, not taken from a cache: what ray-caster, skeleton, shapes and walls make together.
+
+    The pictures lie in the repository at 16 px, so that only a change that one would see fails. Runs of
+    later pages rest on them, and no digest of code covers all that draws them.
+    """
+    monkeypatch.setattr("cvlib.data.bodies.cache_root", lambda: tmp_path)
+    golden, rows = np.load(GOLDEN / "bodies.npz"), torch.tensor([0, 7, 13, 23])
+    for wall in ("plain", "gradient", "photo"):
+        options = {"pairs": "pose", "clips": ["walk", "jump"], "shapes": 4, "poses": 6}
+        people = load("bodies", "test", 64, background=wall, **options)
+        seen = (F.avg_pool2d(people.images(rows), 4) + 1) * 127.5
+        off = (seen - torch.from_numpy(golden[wall])).abs()
+        assert off.max() < 4 and off.mean() < 0.6, wall
+    np.testing.assert_allclose(people.joints[rows], golden["joints"], atol=0.02)  # pixels
+    areas = F.one_hot(people.masks(rows).long(), 20).float().mean((1, 2))
+    np.testing.assert_allclose(areas, golden["masks"], atol=5e-4)
 
 
 def test_masks_and_alpha_say_the_same():

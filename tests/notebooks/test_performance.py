@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cvlib.claims import load_rows
 from cvlib.claims.racing import race_apart
 from cvlib.data.bodies_people import draw_looks, draw_shapes
 from cvlib.data.bodies_scenes import body_scenes, frames_of, rotations_of, sample_views
@@ -67,3 +68,17 @@ def test_the_race_of_clusters_is_between_equal_partitions(page):
     program = page.LABELLED + page.CLUSTERS
     row = race_apart("clusters", program, [300, 15], "pytorch-metric-learning", rounds=1)
     assert row.ours > 0 and row.floor_fraction > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("64 bodies, 64 px, 1 x 1 rays a pixel", 600),
+        ("64 bodies, 64 px, 2 x 2 rays a pixel", 200),
+        ("batches of emoji on a random ground, 64 px", 25_000),
+    ],
+)
+def test_recorded_rates_are_those_that_were_wanted(name, wanted):
+    """Images a second on two cores, as committed; what is recorded slower later does not pass."""
+    (row,) = [row for row in load_rows() if row.name == name]
+    assert row.ours >= wanted, (row.ours, wanted)
