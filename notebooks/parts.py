@@ -826,7 +826,7 @@ if {"ours", "no constraint"} <= leak.keys() and runs["no constraint"].history:
 # | coordinates for $E_\alpha$ | | for Penn Action | none |
 # | critics and multipliers | float32 | the same | critics under bf16 where the page runs so; entropies, KL, colours and multipliers in float32 |
 # | objective by data | one a data set: DeepFashion with squared concentration in stairs, its own label for sharpness, no window | the same | that of CUB for all real data |
-# | labels of CUB | head, chest, wings, tail, feet | the same | the figure, unless the masks of parts are at hand: `cub_parts.load(truth="parts")` |
+# | labels of CUB | head, chest, wings, tail, feet | the same | these where the annotated views lie beside the images, else the figure |
 # | weights of the priors | | those of the released configurations | chosen by trials on validation people, told in the rules; those of CUB by `network=paper`, for all data |
 # | area prior | | weight 1e-12 | none |
 # | gradients | a loss for each network | the reconstruction is computed up to four times | one backward pass |

@@ -16,7 +16,7 @@ __all__ = ["NAME", "SOURCE", "TRUTHS", "check", "load"]
 
 NAME = "cub200_parts"
 SOURCE = Source(SETS["cub200"].title, SETS["cub200"].where)
-TRUTHS = ("figure", "parts")
+TRUTHS = ("auto", "figure", "parts")
 WARPS = WarpRange()
 _FOLDERS = ("", "CUB_200_2011")
 _ANNOTATED = "cub_semantic/segmentation_mask"  # below the root
@@ -115,7 +115,7 @@ def load(
     image_size: int,
     *,
     root: str,
-    truth: str = "figure",
+    truth: str = "auto",
     is_cropped: bool = True,
     margin: float = 0.1,
     warps: WarpRange | None = WARPS,
@@ -129,15 +129,17 @@ def load(
 
     ``truth``: "figure" gives the masks of the release's archive of segmentations, ids of ``("background",
     "figure")``; "parts" gives the paper's few hand-annotated views as "validation" and "test", every second
-    one each (the paper chooses and scores on all of them), and a training half without masks. Their
-    pictures come from a filtered list that the paper's repository lacks: put each beside its mask, as
-    ``cub_semantic/segmentation_mask/JPEGImages/view_<i>.jpg``.
+    one each (the paper chooses and scores on all of them), and a training half without masks; "auto" is
+    "parts" where these views are there. Their pictures come from a filtered list that the paper's repository
+    lacks: put each beside its mask, as ``cub_semantic/segmentation_mask/JPEGImages/view_<i>.jpg``.
 
     Raises: BookError for a missing file, another layout, a broken picture or mask, or another ``truth``.
     """
     if truth not in TRUTHS:
         raise BookError(f"truth {truth!r}", f"one of {', '.join(TRUTHS)}")
     base, above = _base(root), Path(root).expanduser()
+    if truth == "auto":
+        truth = "parts" if (above / _ANNOTATED / "SegmentationClass").is_dir() else "figure"
     is_annotated = truth == "parts" and split != "train"
     if is_annotated:
         pictures = _annotated(above, split)

@@ -123,6 +123,10 @@ def test_the_papers_annotated_views_are_shared_between_validation_and_test(tmp_p
             assert np.array_equal(data.masks([at])[0, 5:35], ids[k])  # 40 x 30 in a square of 40
         assert data.joints.shape == (4, 0, 2)
         assert next(data.batches(4, seed=0))["mask"].max() == 5  # warped with its image
+        assert (
+            birds(tmp_path, split, 40).names == data.names
+        )  # what is there is taken, unless the figure is asked for
+        assert birds(tmp_path, split, 40, truth="figure").names == ("background", "figure")
     train = birds(tmp_path, "train", truth="parts")
     assert (train.masks(torch.arange(len(train))) == -1).all() and train.names == data.names
 
@@ -204,7 +208,7 @@ def test_mistakes_name_the_path_and_the_place_to_get_it(tmp_path, case):
 
 def test_mistakes_with_annotated_views_are_told(tmp_path):
     layouts_parts.cub200(tmp_path)
-    with pytest.raises(BookError, match=r"truth 'legs'; wanted one of figure, parts"):
+    with pytest.raises(BookError, match=r"truth 'legs'; wanted one of auto, figure, parts"):
         birds(tmp_path, truth="legs")
     with pytest.raises(BookError, match=r"SegmentationClass is missing; wanted view_<i>\.png"):
         birds(tmp_path, truth="parts")
