@@ -190,10 +190,13 @@ def book(out: str, extra: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Run the command; a mistake of the reader's is told in one line."""
+    """Run the command; a mistake of the reader's, and a Ctrl-C, are told in one line."""
     try:
-        commands()
+        sys.exit(commands(standalone_mode=False))
     except BookError as error:
         sys.exit(f"cvlib: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit("cvlib: stopped; run the same command again to go on")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -85,8 +86,9 @@ def run_page(
 ) -> Path:
     """Run a page with papermill and return the path of its executed copy.
 
-    ``parameters`` go over those of ``parameter_file``; both are checked before a kernel starts. When a cell
-    fails, the copy up to there is kept, since its outputs are the evidence.
+    ``parameters`` go over those of ``parameter_file``; both are checked before a kernel starts. With ``log``
+    the screen shows what the cells print. When a cell fails, the copy up to there is kept, since its outputs
+    are the evidence.
 
     Raises: BookError in one line: an unknown page or parameter, or the error of the cell that failed.
     """
@@ -99,7 +101,16 @@ def run_page(
     try:
         with _environment(env or {}):
             papermill.execute_notebook(
-                source, target, values, kernel_name="python3", progress_bar=False, log_output=log
+                source,
+                target,
+                values,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout
+                if log
+                else None,  # what cells print, so that one sees a training go on
+                stderr_file=sys.stderr if log else None,
+                extra_arguments=[f"--log-level={logging.CRITICAL}"],  # the kernel's; a page speaks for itself
             )
     except PapermillExecutionError as error:
         raise _told(error, source.stem) from None
