@@ -142,13 +142,17 @@ def pairs_of(study: Any, factor: str, n: int, split: str, seed: int) -> tuple[Te
     return ends[0], ends[1]
 
 
-pairs = {factor: pairs_of(study, factor, n_pairs, "train", seed) for factor in SHARED}
+LEAST = {} if page.smoke else {"hand": 4096}  # pairs without which no direction of a hand is found
+pairs = {
+    factor: pairs_of(study, factor, max(n_pairs, LEAST.get(factor, 0)), "train", seed) for factor in SHARED
+}
 
 # %% [markdown]
 # How many features does a factor need? The paper's code shares them out by how much alike pairs agree in all, and would give the size of a drawing, one
 # number, about as many as its ground, three. But pairs can tell more. Whiten the latents; then the directions in which pairs of a factor agree are the leading eigenvectors
 # of their cross-covariance. Half of the pairs choose the directions, the other half say how much they correlate. Those that correlate by more than a floor are counted
-# and turned into the blocks of a **linear** $e$. The flow begins there, and goes on to what no line can do.
+# and turned into the blocks of a **linear** $e$. The flow begins there, and goes on to what no line can do. The manner of a hand is the hardest to find: with fewer than a few
+# thousand pairs there is no direction of it above the floor.
 
 # %%
 FLOOR = 0.25  # the least correlation of a direction that a factor gets
