@@ -63,7 +63,7 @@ learning_rate = 3e-4
 n_pairs = 1024  # for each factor
 n_views = 4  # of every drawing for probe and flows, cached
 n_concepts = 100  # that are studied, evenly spread over the namer's 877
-layers = ["block 2", "softmax"]  # whose knowledge of the factors is asked for
+layers = ["block 4", "softmax"]  # whose knowledge of the factors is asked for
 flow_steps = 60  # of the flows of these layers; as on the page invariances
 flow_dir = "runs/invariances"  # where that page leaves them
 data = "emoji"
@@ -142,9 +142,9 @@ def pairs_of(study: Any, factor: str, n: int, split: str, seed: int) -> tuple[Te
     return ends[0], ends[1]
 
 
-LEAST = {} if page.smoke else {"hand": 4096}  # pairs without which no direction of a hand is found
+least = {} if page.smoke else {"hand": 4096}  # pairs without which no direction of a hand is found
 pairs = {
-    factor: pairs_of(study, factor, max(n_pairs, LEAST.get(factor, 0)), "train", seed) for factor in SHARED
+    factor: pairs_of(study, factor, max(n_pairs, least.get(factor, 0)), "train", seed) for factor in SHARED
 }
 
 # %% [markdown]
