@@ -139,7 +139,7 @@ N_PAIRS = 8192  # of each factor, for the semantic flow
 SEMANTIC = {"n_blocks": 12, "width": 128, "learning_rate": 3e-4}  # as on the page that tells of it
 SEMANTIC_STEPS = 0.6  # of a flow's
 DECODER_STEPS = 0.3  # of a flow's: a step costs several times as much
-RIVAL_RATES = {"regression": 1e-3, "decoder": 5e-4}  # by trials
+RIVAL_RATES = {"regression": 3e-4, "decoder": 2e-4}  # by trials
 NAMER_STEPS = 960  # of the committed namer, of which ``taught`` is a part
 
 
@@ -674,7 +674,7 @@ def in_order(pairs: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 # %% tags=["hide-input"]
 recipe = story.Recipe(steps, batch_size, n_blocks, width)
-TRIALS = {"regression-softmax": (3e-4, 1e-3, 3e-3), "decoder-softmax": (2e-4, 5e-4, 1e-3)}
+TRIALS = {"regression-softmax": (1e-4, 3e-4, 1e-3, 3e-3), "decoder-softmax": (1e-4, 2e-4, 5e-4, 1e-3)}
 if tune:  # seed 0, judged on the views that the recipe of the flows was chosen on
     bench = lay_out(image_size, n_views, n_concepts, recipe, runtime, run_dir, small=False, skipped=0)
     rows = []
