@@ -170,6 +170,7 @@ class Rules:
     code: tuple[str, ...] = ()
     withdrawn: tuple[Withdrawn, ...] = ()
     follows: str = ""  # the chapter whose question these rules ask again
+    notes: str = ""  # on seeds, trials and what else decided about the plan
 
     def claim(self, name: str) -> Claim:
         """Return the claim with this id; BookError if there is none."""
@@ -228,7 +229,8 @@ def parse_rules(data: Any, path: Path) -> Rules:
     if follows and (follows == path.stem or not path.with_name(f"{follows}.yaml").is_file()):
         raise BookError(f"{where}: follows is {follows!r}", "another chapter that has rules")
     head = (path.stem, data["paper"], data["data"])
-    return Rules(*head, seeds, arms, claims, assets, code, withdrawn, follows)
+    notes = " ".join(data.get("notes", "").split())
+    return Rules(*head, seeds, arms, claims, assets, code, withdrawn, follows, notes)
 
 
 def _whole(arms: dict[str, Arm], claims: tuple[Claim, ...], where: str) -> None:

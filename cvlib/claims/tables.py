@@ -20,7 +20,8 @@ __all__ = ["claim_plot", "claims_table", "comparison_of", "ledger", "scoreboard"
 def ledger(chapter: str) -> Output:
     """Show arms x seeds x measured minutes: what was run, what is missing and what that will take.
 
-    How each arm was tuned can fill a page; it is folded away below the table, the number of trials stays.
+    How each arm was tuned can fill a page; it is folded away below the table with the notes of the rules, the
+    number of trials stays.
     """
     rules, done, open_pairs = load_rules(chapter), runs(chapter), missing(chapter)
     rows, sums = [], [0.0, 0.0]
@@ -36,7 +37,8 @@ def ledger(chapter: str) -> Output:
     old = f" {len(stale(chapter))} of the runs rest on code that has changed since." if stale(chapter) else ""
     head = ["arm", "what it is", "trials", "seeds", "minutes a seed", "minutes spent", "minutes to go"]
     shown = table(rows, head, caption=f"Ledger of {chapter}.{old}", digits=3)
-    folded("How the arms were tuned", {f"`{arm.name}`": arm.tuning for arm in rules.arms.values()})
+    told = {"notes": rules.notes} if rules.notes else {}
+    folded("How the arms were tuned", told | {f"`{arm.name}`": arm.tuning for arm in rules.arms.values()})
     return shown
 
 

@@ -27,6 +27,12 @@ def test_ledger_folds_the_tuning_away(fill, capsys):
     assert "`full`: three learning rates" in capsys.readouterr().out.split("How the arms were tuned")[1]
 
 
+def test_ledger_folds_the_notes_of_the_rules_too(write, rules, capsys):
+    write({**rules, "notes": "seeds were  never\n  used"})
+    ledger("demo")
+    assert "How the arms were tuned\nnotes: seeds were never used\n" in capsys.readouterr().out
+
+
 def test_ledger_guesses_from_the_rules_before_the_first_run(write, rules):
     write(rules)
     full, plain, total = ledger("demo").text.splitlines()[2:5]
