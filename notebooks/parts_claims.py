@@ -457,7 +457,7 @@ def elsewhere(comparison: claims.Comparison, end: str) -> claims.Comparison | No
 
 BEYOND = ("P3", "P4", "P5", "P6")
 values_of = {(run["arm"], run["seed"]): run["values"] for run in evidence.runs}
-rows = []
+rows, fates = [], {}  # p of each comparison, by wall
 for claim in (c for c in claims.load_rules(CHAPTER).claims if c.id in BEYOND):
     for plain in claim.comparisons:
         for wall, comparison in (("plain", plain), ("gradient", elsewhere(plain, "-gradient"))):
@@ -467,6 +467,7 @@ for claim in (c for c in claims.load_rules(CHAPTER).claims if c.id in BEYOND):
             ours, theirs = comparison.sides(values_of, claim.seeds)
             gains = [comparison.sign * (a - b) for a, b in zip(ours, theirs, strict=True)]
             left, right = comparison.names
+            fates.setdefault((claim.id, *plain.names), {})[wall] = claims.t_p(gains)
             rows.append(
                 [
                     claim.id,
@@ -484,6 +485,16 @@ if rows:
         header=["claim", "comparison", "wall", "left", "right", "seeds on its side", "p, one-sided"],
         caption="Comparisons of P3 to P6 before both walls: means over seeds, and a paired t-test of each by itself.",
         digits=3,
+    )
+    lost = [
+        f"that of {claim}, `{left}` against `{right}`"
+        for (claim, left, right), p in fates.items()
+        if p["plain"] <= 0.05 < p.get("gradient", 0.0)
+    ]
+    kept = sum(p["plain"] <= 0.05 and p.get("gradient", 1.0) <= 0.05 for p in fates.values())
+    say(
+        f"Of the comparisons that are clear by themselves before plain walls, {kept} are so before gradients too. "
+        + (f"**What does not carry over** is {'; and '.join(lost)}." if lost else "None is lost there.")
     )
 
 # %% [markdown]
