@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jupytext
 import nbformat
 import papermill
+import psutil
 import yaml
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
@@ -67,6 +71,30 @@ def _environment(extra: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _interrupting() -> Iterator[None]:
+    """Hand Ctrl-C to the kernel, where the training saves and stops; a second one is obeyed here.
+
+    Raised here, in the midst of messages from the kernel, it would be lost now and then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _told(error: PapermillExecutionError, page: str) -> BookError:
     """Return one line for an error in a cell: ours as it is, others with the cell that raised them."""
     if error.ename == "BookError":
@@ -90,7 +118,8 @@ def run_page(
     the screen shows what the cells print. When a cell fails, the copy up to there is kept, since its outputs
     are the evidence.
 
-    Raises: BookError in one line: an unknown page or parameter, or the error of the cell that failed.
+    Raises: BookError in one line: an unknown page or parameter, or the error of the cell that failed;
+    KeyboardInterrupt after Ctrl-C, when the cell has stopped.
     """
     source, target = _source(page, Path(folder)), Path(out)
     values = _parameters(parameter_file, parameters)
@@ -99,7 +128,7 @@ def run_page(
         raise BookError(f"{target} is the source of the page", "another place for the executed copy")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _environment(env or {}):
+        with _environment(env or {}), _interrupting():
             papermill.execute_notebook(
                 source,
                 target,
@@ -113,6 +142,8 @@ def run_page(
                 extra_arguments=[f"--log-level={logging.CRITICAL}"],  # the kernel's; a page speaks for itself
             )
     except PapermillExecutionError as error:
+        if error.ename in ("KeyboardInterrupt", "Interrupted"):
+            raise KeyboardInterrupt(error.evalue) from None
         raise _told(error, source.stem) from None
     return target
 

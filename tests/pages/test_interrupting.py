@@ -61,10 +61,21 @@ def call(tmp_path):
     def start(*words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", code, "run", "slow", "-o", "out.ipynb", *words]
         return subprocess.Popen(
-            command, cwd=tmp_path, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=tmp_path,
+            env=known,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=heeds_ctrl_c,
         )
 
     return start
+
+
+def heeds_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C and hands that on; a terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def weights(said: str) -> str:
