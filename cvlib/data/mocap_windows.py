@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +89,9 @@ class MotionWindows(Dataset):
         self, split: str, joints: Tensor, labels: dict[str, Tensor], content: dict[str, object]
     ) -> None:
         self.name, self.split, self.image_size = "mocap", split, 0
-        self.joints, self.labels, self.label_names = joints, labels, {"clip": list(CLIPS)}
+        # under this name, so that a subset is taken as of every data set
+        self._items: np.ndarray = joints.numpy()  # type: ignore[assignment]  # rows of poses, not of pictures
+        self.labels, self.label_names = labels, {"clip": list(CLIPS)}
         self.hash = digest({"name": "mocap", "split": split, **content}, 16)
 
     def __len__(self) -> int:
@@ -100,18 +101,10 @@ class MotionWindows(Dataset):
         length = self.joints.shape[1]
         return f"<mocap/{self.split}: {len(self):,} windows of {length} frames, hash {self.hash}>"
 
-    def subset(self, rows: Tensor) -> Self:
-        """Return the windows ``rows`` (LongTensor (B,)) as a data set of their own.
-
-        Raises: BookError for no rows at all; IndexError for one outside.
-        """
-        rows = torch.as_tensor(rows, dtype=torch.long)
-        if not len(rows):
-            raise BookError("a subset without windows", "at least one")
-        part = copy.copy(self)
-        part.joints, part.hash = self.joints[rows], digest([self.hash, rows.tolist()], 16)
-        part.labels = {field: values[rows] for field, values in self.labels.items()}
-        return part
+    @property
+    def joints(self) -> Tensor:
+        """All windows (N, length, 15, 3), as they are without augmentation."""
+        return torch.from_numpy(self._items)
 
     def images(self, index: Tensor, **_: object) -> Tensor:
         """There are none. Raises: BookError."""

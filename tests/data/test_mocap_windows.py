@@ -118,7 +118,7 @@ def test_a_subset_is_whole_and_images_are_refused():
     assert torch.equal(part.labels["start"], data.labels["start"][rows])
     batch = next(part.batches(3, seed=0, augment=False))
     assert torch.equal(batch["joints"], part.joints[batch["index"]])
-    with pytest.raises(BookError, match="a subset without windows"):
+    with pytest.raises(BookError, match="a subset without images; wanted at least one"):
         data.subset(torch.tensor([]))
     with pytest.raises(BookError, match="images of mocap; wanted its tensor `joints`"):
         data.images(rows)

@@ -217,7 +217,8 @@ class ConditionalFlow(nn.Module):
 
     def _is_waiting(self) -> bool:
         """Whether the blocks still wait for their first batch; on the meta device nothing is known."""
-        return not (self.cond_bias.is_meta or self.blocks[0].norm.is_initialized)  # type: ignore[union-attr]
+        first = self.blocks[0]
+        return not (self.cond_bias.is_meta or first.norm.is_initialized)  # type: ignore[union-attr]  # a FlowBlock's
 
     def _check_first(self, x: Tensor, cond: Tensor | Projection | None) -> None:
         """Refuse a first batch that the blocks will refuse, before the embedder's ActNorms start from it."""
