@@ -28,8 +28,8 @@
 #
 # | | claim | where it is tested |
 # |---|---|---|
-# | C1 | Four heads of width $D/4$ beat one discriminative head of width $D$ | {doc}`diva_claims` |
-# | C2 | The more relations, the higher the recall: none < one < two < three beside the discriminative one | {doc}`diva_claims` |
+# | C1 | Four heads of width $D/4$ beat one discriminative head of width $D$ (a head: an embedding on the shared network) | {doc}`diva_claims` |
+# | C2 | Each further relation beside the discriminative one raises the recall | {doc}`diva_claims` |
 # | C3 | The self-supervised loss on the discriminative head itself hurts; on a head of its own it helps | {doc}`diva_claims` |
 # | C4 | Four discriminative heads, decorrelated, gain less than four relations | {doc}`diva_claims` |
 # | C5 | Decorrelation helps, up to a strength beyond which it harms | {doc}`diva_claims`; its two gradients below |
@@ -150,13 +150,11 @@ print(f"four heads of width {dim}, ρ = {rho:.4g}; {steps} steps of {batch_size}
 # %% [markdown]
 # ## The drawings
 #
-# Nine open emoji sets draw the same concepts in nine hands. A **class** is a concept. Half of the concepts that at
-# least four sets have drawn are for training; the others are met for the first time at test. Every picture has a
-# background, a hue, a size, a place and a rotation drawn at random: none of them is any help in naming the concept.
+# Nine open emoji sets draw the same concepts in nine hands. A **class** is a concept. Half of the concepts that at least four sets have drawn are for training; the
+# others are kept for validation and test. Every picture has a random background, hue, size, place and rotation, and none of these helps to name the concept.
 #
-# We train on 100 classes, as many as CUB200 has, though there are 948. That is the hard case which the paper is about: who only
-# has to tell a hundred things apart can forget most of what he sees. `n_classes=0` takes them all; {doc}`diva_claims`
-# compares the two.
+# We train on 100 classes, as many as CUB200 has, though there are 948. That is the hard case which the paper is about: a network that only has to tell a hundred
+# things apart can forget most of what it sees. `n_classes=0` takes them all; {doc}`diva_claims` compares the two.
 
 
 # %%
@@ -251,10 +249,11 @@ table(
 # Real networks are not that extreme, and ours starts from ImageNet: it knows much before it has seen one emoji. So every
 # number below stands beside the **floor**: the recall of the frozen backbone's own features.
 #
-# How a ranking is judged matters as much. **All sets**: every other drawing may be the answer. **Cross-set**: the
-# query's own hand is left out of the gallery. **Hard**: only another hand's drawing is right, and all wrong drawings by
-# the own hand stay in. Recall@1 is the share of queries whose nearest neighbour is of the same concept; a query is never
-# its own neighbour.
+# How a ranking is judged matters as much. Each query has a *gallery*, the drawings that may be its answer, and three **protocols** choose it. **All sets**: every
+# other drawing. **Cross-set**: the drawings of the query's own set are left out. **Hard**: only another hand's drawing is right, and all wrong drawings by the
+# query's own hand stay in; sets that copy each other count as one hand. **Recall@1** (R@1) is the share of queries whose nearest neighbour is of the same
+# concept. **mAP@R** looks at the first $R$ answers, where $R$ is the number of right ones: it averages the precision at each hit and divides by $R$. A query is
+# never its own neighbour.
 
 
 # %%
@@ -328,8 +327,8 @@ z = aggregate(e, w.tolist())
 assert (z @ z.T - torch.einsum("k,knm->nm", w.square(), per_head) / w.square().sum()).abs().max() < 1e-6
 
 # %% [markdown]
-# The evaluation below is the whole of it: embed every item as `source.fixed` shows it, and judge any embedding under
-# every protocol.
+# Evaluation takes two functions, used on the rest of the page: `embed` runs every item through a network, `judge` scores the embeddings under each protocol. First
+# comes the floor.
 
 
 # %%
@@ -379,15 +378,19 @@ table(
 )
 
 # %% [markdown]
+# The row *randomly projected* is what the four heads give before they learn: a random linear map, its four pieces scaled to length 1. It shows what the smaller width
+# costs by itself, and training has to win against both rows.
+#
 # ## What separates classes
 #
-# The first relation is ordinary metric learning, and any ranking loss may stand here. The paper takes the **margin
-# loss** {cite}`wu2017sampling`: with Euclidean distances $d$ of unit vectors and a boundary β, learned for each class,
+# The first relation is ordinary metric learning, and any ranking loss may stand here. It looks at **triplets**: an anchor $a$, a positive $p$ of the same class
+# and a negative $n$ of another. The paper takes the **margin loss** {cite}`wu2017sampling`: the positive should lie inside a boundary β, the negative outside,
+# both by a margin $m$. With Euclidean distances $d$ of unit vectors and a boundary $\beta_{y_a}$ learned for the anchor's class,
 #
 # $$ \mathcal L_\text{disc} = \frac{1}{\#\text{active}} \sum_{(a,p,n)} (d_{ap} - \beta_{y_a} + m)_+
-#    + (\beta_{y_a} - d_{an} + m)_+ , $$
+#    + (\beta_{y_a} - d_{an} + m)_+ , \qquad (x)_+ = \max(0, x) , $$
 #
-# where the negative is drawn with probability proportional to $1/q(d_{an})$. Here $q$ is the density of distances
+# where #active counts the terms above zero. The negative is drawn with probability proportional to $1/q(d_{an})$. Here $q$ is the density of distances
 # between random points on the sphere: almost all lie near √2, so a uniform draw would only ever see easy negatives.
 
 # %%
@@ -546,8 +549,8 @@ show(
 # %% [markdown]
 # So in the authors' own setting the third relation is no ranking at all. A quarter of its triplets are one image
 # three times; the rest hold classmates *apart*, by 60 to 89 degrees: it is a regulariser against collapse,
-# on a head of its own. Real ranking inside a class needs three images of it (`per_class=3`, `intra="distinct"`). We keep
-# what was published as the default.
+# on a head of its own. Real ranking inside a class needs three images of it: `per_class=3`, and `intra="distinct"` in `DivaConfig`. Our default is the published
+# version.
 #
 # ## What identifies one image
 #
@@ -624,14 +627,14 @@ follower.follow(leader)
 torch.testing.assert_close(follower.net.weight, 0.9 * before + 0.1 * leader.weight)
 
 # %% [markdown]
-# **DaNCE**, distance-adapted noise contrast, changes one thing: the similarity with each negative is multiplied by the
-# weight that the margin loss uses to draw negatives. With $q$, $k$ the two views and $u_j$ the queue,
+# **DaNCE**, distance-adapted noise contrast, changes one thing: the similarity with each negative is multiplied by the weight that the margin loss uses to draw
+# negatives. Let $q$ and $k$ be the embeddings of the two views and $u_j$ the entries of the queue; $q(d)$, with an argument, is still the density of distances.
 #
 # $$ \mathcal L_\text{DaNCE} = -\log \frac{e^{q\cdot k/\tau}}{e^{q\cdot k/\tau} + \sum_j e^{w_j\, q\cdot u_j/\tau}},
 #    \qquad w_j \propto \frac{1}{q(d_j)},\quad \sum_j w_j = 1,\quad w_j = 0 \text{ for } d_j > 1.4 . $$
 #
-# The weight stands inside the exponential. It adds up to 1 over thousands of negatives, so nearly all of them
-# have an exponent near 0, and each adds $e^0 = 1$.
+# (Distances below 0.5 count as 0.5.) The weight stands inside the exponential. The weights add up to 1 over thousands of negatives, so nearly all of them have an
+# exponent near 0, and each adds $e^0 = 1$.
 #
 # **Predict**: how large is the denominator's sum over a queue of $N_q$?
 
@@ -683,7 +686,7 @@ table(
 )
 
 # %% [markdown]
-# It is $N_q$, plus whatever the nearest one or two contribute: $e^{w s/\tau} + N_q$ meets it within a fraction of a nat. At
+# It is $N_q$, plus whatever the nearest one or two contribute: $e^{w s/\tau} + N_q$, with $s$ the nearest negative's similarity, meets it within a fraction of a nat. At
 # τ = 0.01 the nearest negative is a rival of the constant; at τ = 0.1 it is hardly felt. That has a
 # consequence that the formula hides. **Predict**: a network maps *every* image to the same point. What does
 # plain noise contrast charge for this, and what does DaNCE?
@@ -719,11 +722,11 @@ table(
 #
 # ## Keeping the four apart
 #
-# Nothing so far stops the four heads from learning the same. So a small network $\xi_k$ tries to predict the
-# discriminative embedding from each of the others, and the heads are paid to make that impossible. Both play on one
-# number, the **agreement**
+# Nothing so far stops the four heads from learning the same. So a small network $\xi_k$ tries to predict the discriminative embedding from each of the
+# others; its output is scaled to length 1, $\bar\xi_k = \xi_k / \lVert\xi_k\rVert$. The heads are paid to make the prediction impossible. Both sides play on
+# one number, the **agreement** (averaged over the batch)
 #
-# $$ c(k) = \frac1{d} \sum_{j=1}^{d} \big( e_{\text{disc},j} \cdot \xi_k(e_k)_j \big)^2 ,
+# $$ c(k) = \frac1{d} \sum_{j=1}^{d} \big( e_{\text{disc},j} \cdot \bar\xi_k(e_k)_j \big)^2 ,
 #    \qquad \mathcal L_\text{decorr} = -\sum_k \rho_k\, c(k) . $$
 #
 # The loss is minimised, so ξ *raises* $c$; a **gradient reversal** {cite}`ganin2015reversal` on both embeddings, the
@@ -1440,10 +1443,10 @@ say(
 # %% [markdown]
 # ### The shape of the space
 #
-# The authors' earlier study {cite}`roth2020revisiting` found that embeddings which transfer to new classes use more of
-# their directions and do not press their classes into points. Two numbers say how: the spectral decay ρ (the divergence of
-# the singular values from equal ones; lower is flatter) and the density, intra-class over inter-class distance. What follows is one seed; over
-# five seeds of half the steps, {doc}`diva_claims` found the spectrum of DiVA *steeper* than that of one head.
+# The authors' earlier study {cite}`roth2020revisiting` found that embeddings which transfer to new classes use more of their directions and do not press their
+# classes into points. Two numbers say how. The *spectral decay* is the divergence of the singular values from equal ones; lower is flatter. (It is also called ρ,
+# and has nothing to do with the weight of the decorrelation.) The *density* is the distance inside classes over that between them. NMI compares k-means clusters
+# with the concepts. What follows is one seed; over five seeds {doc}`diva_claims` found the spectrum of DiVA *steeper* than that of one head.
 
 # %%
 shapes = {}
@@ -1504,8 +1507,8 @@ picture(
 # %% [markdown]
 # ### Through which eyes?
 #
-# Move the sliders: another query, another head. The pictures are computed; no kernel is needed. Where the committed
-# weights of a longer run are at hand, they answer; else the network trained above.
+# Move the sliders: another query, another head. The pictures are computed; no kernel is needed. Where committed weights of a longer run exist, the answers are
+# theirs; otherwise they come from the network trained above.
 
 
 # %%
@@ -1594,8 +1597,8 @@ if page.live:  # with a kernel: a search box
 # %% [markdown]
 # ## Failures worth seeing
 #
-# The queries that are most sure of a wrong answer, with the nearest right one beside it. Many are the fault of names
-# rather than of eyes: two concepts that a hand draws nearly alike.
+# The wrong answers that are most certain, each with the nearest right one below. Many are the fault of the names and not of the network: two concepts that a hand
+# draws nearly alike.
 
 # %%
 z = spaces["all four"]
@@ -1631,14 +1634,14 @@ picture(
 # | network | ResNet-50, Inception-BN, all of it | BatchNorm frozen in ResNet only | EfficientNet-Lite0, the last stages; BatchNorm frozen |
 # | views | crop and flip, always new | the same | a few kept for each image; the two views of a pair may be the same one |
 # | heads | 4 × 128 | one linear layer each | 4 × 64, one linear layer cut in four |
-# | ρ | up to 1500 | 100 to 1500; one value given switches two of three pairs off | scaled by $(d/128)^2$, one for each pair |
-# | temperature | not told | 0.01 in all runs | the same |
-# | queue | not told | 3,360 to 7,840 keys, 13 to 57 % of training | 336 keys, about 50 % |
+# | ρ | up to 1500 | 100 to 1500; a single value switches off two of the three pairs | scaled by $(d/128)^2$, one for each pair |
+# | temperature | not stated | 0.01 in all runs | the same |
+# | queue | not stated | 3,360 to 7,840 keys, 13 to 57 % of training | 336 keys, about 50 % |
 # | weights $w_j$ | over the queue | over the batch, then a switch | over the queue |
 # | negatives beyond 1.4 | cut | cut switched off in the miner | cut |
 # | divisor of the margin loss | active terms | active triplets, by an accident of booleans | active terms |
 # | BatchNorm of the key network | | its statistics never follow | they follow |
-# | optimiser | Adam, 1e-5, one step down | the same | AdamW, 2e-4 and 1e-3 for heads, warm-up and linear decay |
+# | optimiser | Adam, 1e-5, one step of decay | the same | AdamW, 2e-4 and 1e-3 for heads, warm-up and linear decay |
 # | length | 18,000 to 80,000 steps | the same | 400 (quick), 1,600 (report), 800 (each run of the evidence) |
 # | weights of the heads | | the best on test | the best on validation |
 #
@@ -1649,7 +1652,7 @@ picture(
 # labels** look like wrong labels, and β must still go by the true ones. **Gradient reversal** was written as an
 # old-style function, which PyTorch from 1.5 on refuses. **NMI** counts as many clusters as there are *training*
 # classes; here, test classes. **Recall** drops the first neighbour as the query itself, which is wrong where the gallery
-# has duplicates; here a query is told by its row.
+# has duplicates; here a query is recognised by its row.
 #
 # ## Exercises
 #
@@ -1659,7 +1662,7 @@ picture(
 #    the sampler.
 # 3. Set `rho_128=10000` and watch the agreement and the recall. Why does the loss fall without end if the reversal
 #    is forgotten?
-# 4. Set `per_class=4` and train with `intra="distinct"`. Does the intra head's loss move now?
+# 4. Set `per_class=4` and train with `DivaConfig(..., intra="distinct")`. Does the intra head's loss move now?
 #
 # ```{dropdown} Solutions
 # 1. and 2. See the cell below: $w_1^2/\sum w^2$; one half, the two kinds of triplet whose negative is not the anchor and

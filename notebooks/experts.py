@@ -159,14 +159,15 @@ picture(
 # %% [markdown]
 # ## The autoencoder
 #
-# The invertible networks of the next chapters want one vector for a picture, continuous and nearly lossless. So the
-# encoder gives a Gaussian $q(\bar z|x) = \mathcal N(\mu(x), \operatorname{diag}\sigma^2(x))$ and the loss is a bound on the description length of the picture,
+# The invertible networks of the next chapters want one vector for a picture, continuous and nearly lossless. So the encoder gives a Gaussian
+# $q(\bar z|x) = \mathcal N(\mu(x), \operatorname{diag}\sigma^2(x))$, and the loss bounds the length of a description of the picture: the error, the price of the
+# code, and a critic's share,
 #
 # $$ \mathcal L = \frac{r(x, \hat x)}{e^{\lambda}} + \lambda + \beta\,\mathrm{KL}\big(q(\bar z|x)\,\|\,\mathcal N(0, I)\big) + w_\text{adv}\mathcal L_\text{GAN},
 # \qquad r = |x - \hat x| + w_p\, d_\text{VGG}(x, \hat x), $$
 #
-# per pixel and channel. The scalar $\lambda$ is learned: it is best at $e^\lambda = \mathbb E\,r$, which sets the price of an
-# error against that of a nat without any tuning.
+# per pixel and channel; $d_\text{VGG}$ is the perceptual distance. The scalar $\lambda$ is learned, and is not the adaptive weight of {doc}`taming`. It is best at
+# $e^\lambda = \mathbb E\,r$, so errors and nats are weighed against each other without any tuning.
 
 # %%
 r = torch.rand(64, generator=torch.Generator().manual_seed(0))
@@ -180,10 +181,10 @@ print(f"descent ends at e^λ = {lam.exp():.4f}; the mean error is {r.mean():.4f}
 # %% [markdown]
 # ### The frame
 #
-# How should 320 numbers be spent? A drawing that is moved by three pixels or turned by ten degrees is another picture altogether to a linear code, which
-# pays for it with dozens of numbers, and worse: nothing in such a code says *cat* by itself, so an invertible network in it learned nothing
-# but noise in the time that a laptop has (a trial, not recorded). So the first eight numbers are the **frame**: ground, hue, size,
-# place and turn. Whoever knows them can undo them, and lay the drawing out again.
+# How should 320 numbers be spent? To a linear code, a drawing that is moved by three pixels or turned by ten degrees is another picture altogether, and it costs
+# dozens of numbers. Worse, nothing in such a code says *cat* by itself: an invertible network in it learned nothing but noise in the time that a laptop has (a
+# trial, not recorded). So the first eight numbers are the **frame**: ground (the background colour), hue, size, place and turn. Whoever knows them can undo them,
+# and lay the drawing out again.
 
 # %%
 posed = drawn_once(test, "test", limit)[: 8 if page.smoke else None]
@@ -206,8 +207,8 @@ assert psnr(laid, posed).median() > 30
 say(f"There and back costs little: {psnr(laid, posed).mean():.1f} dB remain.")
 
 # %% [markdown]
-# But the encoder sees a picture and no factors. A small network reads them, taught by the renderer, which knows. Of a thing never
-# seen it can only guess how it stands in the world; what matters more is that two pictures of *one* drawing are lifted to the same.
+# But the encoder sees a picture and no factors. So a small network learns to read them from the renderer, which knows them. Of a thing it has never seen it can
+# only guess the true size or angle. That matters less than this: two pictures of *one* drawing should be lifted to the same picture.
 
 
 # %%
@@ -273,11 +274,11 @@ freeze(reader)
 # %% [markdown]
 # ### A linear code, and a network that refines it
 #
-# What is lifted still has thousands of pixels. A network that starts from nothing would first have to find what linear algebra knows, the best *linear*
-# code: the principal components of the lifted drawings at 32 px. They have what PSNR asks for, and smear every edge. So $E$ reads the frame and is linear in the rest, and $D$ is not: it paints the
-# components' picture, lays it out, and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task. It is
-# learned within an hour, and on things never seen. The first step begins where PCA ends, with latents of unit variance; each is half as noisy as the first
-# component that found no place, so that no number is kept much more exactly than it is worth.
+# A lifted drawing still has thousands of pixels. The best *linear* code of it needs no training: the principal components of the lifted drawings at 32 px. They
+# keep as much as any linear code can in squared error, and so in PSNR, but they smear every edge. So $E$ reads the frame and is linear in the rest; $D$ is not. It paints the components'
+# picture, lays it out, and refines it with a convolutional network in the shape of a U. To turn a smear into an edge is a local task: it is learned within an hour,
+# and also works on things never seen. Training begins where PCA ends, with latents of unit variance. Each latent gets a little noise, half the deviation of the
+# first component that was left out, so that no number is kept much more exactly than it is worth.
 
 # %%
 seed_everything(seed)
@@ -308,10 +309,9 @@ del seen, code
 # %% [markdown]
 # ### One step
 #
-# The reconstruction loss is differentiated at the picture, the critic's too, and
-# $w_\text{adv}$ makes the critic's gradient at the last layer half as long as the other ({doc}`taming`, the adaptive weight), and shorter
-# still as long as the critic hardly tells pictures from reconstructions. The VGG network sees a random
-# window of half the side, full size: a quarter of the work, and still every edge.
+# The reconstruction loss and the critic's loss are both differentiated at the picture. The weight $w_\text{adv}$ makes the critic's gradient at the last layer half
+# as long as the reconstruction's (the adaptive weight of {doc}`taming`), and shorter while the critic hardly tells pictures from reconstructions. The VGG network
+# sees a random window of half the side at full resolution: a quarter of the work, and edges as sharp as in the whole.
 
 
 # %%
@@ -492,8 +492,8 @@ show(
 # %% [markdown]
 # ### What 320 numbers keep
 #
-# PSNR is what the squared error sees; the distance of a network that took no part in training (LPIPS-VGG16-HED, lower is
-# better) is closer to the eye. A critic makes a network pay in the first for the second.
+# PSNR measures the squared error. LPIPS-VGG16-HED, the distance of a network that took no part in training, is closer to the eye (lower is better). A critic makes
+# the autoencoder give up some of the first for the second.
 
 # %%
 eye = runtime.prepare(lpips_vgg16_hed(pretrained=not page.smoke))
@@ -563,8 +563,8 @@ say(
 )
 
 # %% [markdown]
-# What is lifted is what differs from the ground. A drawing that has nearly the ground's colour, a white plane before a pale sky, is lifted in pieces,
-# and what was missed the code never sees. The pictures' own components do not know this fault; it is the price of the frame.
+# Lifting keeps what differs from the background. A drawing of nearly the same colour, a white plane before a pale sky, is lifted in pieces, and the code never sees
+# the rest. Principal components of whole pictures do not have this fault; it is the price of the frame.
 #
 # ### A code in order
 #
@@ -758,9 +758,8 @@ say(
 )
 
 # %% [markdown]
-# Can the autoencoder's pictures still be named? If not, whatever is measured through them would be measured through a
-# fog. The ratio of the two rates says how much of what this namer needs is left. The pages that follow paint with another decoder, that of
-# {doc}`experts_brief`, and hold what they find against its rates.
+# Can the autoencoder's pictures still be named? If not, everything that is measured through them is blurred. The ratio of the two rates says how much is left of
+# what this namer needs. The pages that follow paint with another decoder, that of {doc}`experts_brief`, and compare what they find with its rates.
 
 # %%
 fog = top(name_logits(best_namer, hand_after, plain), labels)
@@ -967,7 +966,7 @@ picture(
 #
 # | paper or original code | here | why |
 # |---|---|---|
-# | encoder ResNet-101, decoder BigGAN, 128 px, 1.6 M steps | 5.0 M parameters, 64 px, 800 steps | a laptop |
+# | encoder ResNet-101, decoder BigGAN, 128 px, 1.7 M steps | 5.0 M parameters, 64 px, 800 steps | a laptop |
 # | all of the code is learned from pictures alone | eight numbers of it are the frame, taught by the renderer | in principal components of whole pictures, flows as large as those of the next page had learned nothing of the concept when they began to learn drawings by heart (a trial, not recorded) |
 # | networks start from noise | the rest of the encoder is linear and starts at the principal components; the decoder refines what they paint | a network that starts from noise would first have to find them |
 # | LPIPS over the whole image | VGG-19 (8-bit) over a random window of half the side | a quarter of the work |

@@ -31,6 +31,7 @@
 # | I2 | Pictures that share a representation differ more the deeper the layer | below, by layer |
 # | I3 | They stay consistent: encoded again, they have the representation that they were made from | below, against other pictures |
 # | I4 | $v$ is independent of what the layer knows | below, by a probe |
+# | I5 | From the last layer, the flow's pictures are nearer to drawings than those of decoders trained to invert it | {doc}`invariances_claims` |
 # | I6 | Pictures from the last layers are as good as those from the first; a regression's are not | below, against the mean |
 # | I7 | As a network learns, its answer keeps more of the concept and less of the ground | {doc}`invariances_claims` |
 # | I8 | An attack takes effect late in the network | below, against noise |
@@ -105,17 +106,18 @@ print(runtime.describe())
 # %% [markdown]
 # ## Three experts
 #
-# None of them is trained here. The **namer** $f = \Psi\circ\Phi$ is what we look into. The **autoencoder** turns a drawing into
-# $\bar z = E(x)$ and back, so that the flow never sees a pixel. It is that of {doc}`experts_brief`: 128 numbers, as many as in the
-# paper, because every number is one more that must be right in a picture that nobody drew; and a decoder that knows the drawings of this page's world. Its first
-# eight numbers are the frame of a picture: ground, hue, size, place and turn, which a network was *told* to read from drawings whose factors are known. The rest
-# is a linear code that knows no label.
-# The **judge** has another build and another training than the namer; it says what is to be seen in a picture.
+# None of them is trained here.
 #
-# The namer tells 877 concepts, and has learned each from four to eight drawings, mostly six or seven. A flow has to know them all before it can paint what the answer
-# says. So a hundred concepts are studied, evenly spread over the list: about as many as the paper has animals. The network still answers among 877;
-# the judge, who has to say what a painting shows, is asked among the hundred. The world of this page is these few hundred drawings on any
-# ground, in any hue, size, place and turn; a flow learns from some views of each and is tested on others.
+# - The **namer** $f = \Psi\circ\Phi$ is what we look into: Φ leads to the layer in question, Ψ from there to the answer.
+# - The **autoencoder** turns a drawing into a latent $\bar z = E(x)$ and back, so that the flow never sees a pixel. It is that of {doc}`experts_brief`, with 128
+#   numbers as in the paper; each further number would be one more for the flow to get right. Its first eight numbers are the *frame*: background (also called
+#   ground), hue, size, shift (or place) and rotation (or turn), read by a network that was taught them. The rest is a linear code that knows no label. The
+#   decoder was trained on the drawings of this page.
+# - The **judge** has another architecture and another training than the namer. It says what a picture shows.
+#
+# The namer knows 877 concepts, and learned each from four to eight drawings, mostly six or seven. A flow has to know them all before it can paint what the answer
+# says. So we study a hundred concepts, evenly spread over the list: about as many as the paper has animals. The namer still chooses among 877; the judge, who says
+# what a painting shows, chooses among the hundred. A flow learns from some views of these few hundred drawings and is tested on other views of the same drawings.
 
 # %%
 namer, autoencoder, judge = load_experts(page.weights, runtime, "experts_brief")
@@ -312,8 +314,9 @@ picture(
 # %% [markdown]
 # ## What can be read from a layer
 #
-# The usual question to a layer is put by a probe: fit a linear map from $z$ to a factor, and see how well it predicts. Closed
-# form, ridge regression, whose strength every fifth drawing decides; classes are coded as indicators.
+# The usual question to a layer is put by a probe: fit a linear map from $z$ to a factor, and see how well it predicts. Ours is ridge regression in closed form;
+# every fifth view is held out to choose its strength, and a class is coded as one indicator for each value. In the table, concept and hand are the part of the
+# test views that is named correctly; the other columns are $R^2$.
 
 
 # %%
@@ -448,8 +451,8 @@ table(
 )
 
 # %% [markdown]
-# Concept and hand: part right of the test drawings; else R². A probe finds what is *there* in a linear way. It does not say what the network
-# would not notice if it changed, and shows no picture. For this we need all pictures that share a representation.
+# A probe finds what is *there* for a linear map. It does not say what the network would miss if it changed, and it shows no picture. For this we need all pictures
+# that share a representation.
 #
 # ## What is left: the flow
 #
@@ -478,12 +481,12 @@ print(
 
 
 # %% [markdown]
-# A representation of thousands of numbers is first embedded in as few as the latent has, $h = H(z)$, by a network that is trained together with $t$: halving convolutions
-# for maps, a perceptron for vectors. What $H$ drops, $v$ has to hold; with more room in $H$ the split gets cleaner.
+# A representation may have thousands of numbers. A network $h = H(z)$, trained together with $t$, first embeds it in as few as the latent has: by halving
+# convolutions for maps, by a perceptron for vectors. What $H$ drops, $v$ has to hold; the more room $H$ has, the cleaner the split.
 #
-# And as the autoencoder began at the principal components, the flow begins at the best *linear guess* of $\bar z$ from $z$, by ridge regression: its blocks see
-# $\bar z - Wz - b$. Nets that start from noise would first have to find out what linear algebra knows at once, and there is little of it to be found: a concept among 100
-# is told in $\log 100 = 4.6$ nats, a twenty-eighth of a nat for each of 128 numbers.
+# The autoencoder began at the principal components; likewise the flow begins at the best *linear guess* of $\bar z$ from $z$, by ridge regression, and its blocks
+# see $\bar z - Wz - b$. Nets that start from noise would first have to find what linear algebra gives at once. And the signal is small: one concept among 100 is
+# worth $\log 100 = 4.6$ nats, a twenty-eighth of a nat for each of 128 numbers.
 
 
 # %%
@@ -659,7 +662,7 @@ for name in chosen:
     flows[name], runs[name] = train_flow(study, name, recipe, seed, run_dir)
 
 # %% [markdown]
-# Training may stretch a flow until its inverse is one in name only. So each is asked back, as it is and in double precision.
+# Training may stretch a flow until its inverse no longer works in practice. So we send latents through each flow and back, in single and in double precision.
 
 
 # %%
@@ -705,13 +708,13 @@ show(
 )
 
 # %% [markdown]
-# The more a layer knows of a picture, the lower its line should be. But the height also tells what a flow has *learned to use*: the softmax is
-# computed from block 2 and cannot know more, yet its line is the lower, for in this time a flow makes more of it.
+# The more a layer knows of a picture, the lower its line should be. But the height also tells how much a flow has *learned to use*. The softmax is computed from
+# the blocks before it and cannot know more than they do. Where its line is the lower all the same, a flow has made more of it in this time.
 #
 # ## Seeing what a layer does not see
 #
-# Now keep the representation of a drawing, draw $v \sim \mathcal N(0, I)$, and paint $D(t^{-1}(v\,|\,z))$. All these
-# pictures are the same to the layer.
+# Now keep the representation of a drawing, draw $v \sim \mathcal N(0, I)$, and paint $D(t^{-1}(v\,|\,z))$. If flow and decoder were perfect, all these
+# pictures would be the same to the layer. How near they come is measured below, under *consistency*.
 
 
 # %%
@@ -777,10 +780,9 @@ say(
 )
 
 # %% [markdown]
-# ### One layer less than the whole
+# ### Mixing two drawings
 #
-# Mix: $v$ of one drawing, $z$ of another. The picture should show what the layer knows of the second in the manner of all that it ignores of the
-# first.
+# Take $v$ of one drawing and $z$ of another. The picture should show what the layer knows of the second, in the manner of all that it ignores of the first.
 
 
 # %%
@@ -802,13 +804,16 @@ picture(
 # %% [markdown]
 # ## Measured
 #
-# **How much differs?** The part of the variance of $\bar z$ that $v$ explains, $\mathbb E_z \operatorname{tr}\operatorname{Var}_v[t^{-1}(v|z)] / \operatorname{tr}\operatorname{Var}[\bar z]$.
-# **What differs?** The judge looks at the resampled pictures. For a class, how often it still sees that of the drawing; for a number, what part of the
-# variance of its answers lies *between* representations and not within: $R = 1 - \mathbb E_z \operatorname{Var}_v / \operatorname{Var}$ by the law of total variance.
-# **Is it consistent?** The namer encodes the resampled pictures again; the cosine of the two representations, minus that with another drawing's.
+# - **How much differs?** *v explains* is the part of the variance of $\bar z$ that comes from $v$,
+#   $\mathbb E_z \operatorname{tr}\operatorname{Var}_v[t^{-1}(v|z)] / \operatorname{tr}\operatorname{Var}[\bar z]$.
+# - **What differs?** The judge looks at the resampled pictures. For concept and hand we count how often it still sees those of the drawing. For a factor we
+#   take the part of the variance of its answers that lies *between* representations, $R = 1 - \mathbb E_z \operatorname{Var}_v / \operatorname{Var}$
+#   (the law of total variance).
+# - **Is it consistent?** The namer encodes the resampled pictures again. We take the cosine of the new and the old representation, both minus the mean
+#   representation, and subtract the same cosine with another drawing's.
 #
-# A layer can keep only what it has: the concept of a drawing that is taken for something else never was in the answer. So the drawings that are measured are those that
-# the namer names rightly.
+# A layer can keep only what it has: the concept of a drawing that is taken for something else never was in the answer. So we measure on drawings that the namer
+# names correctly.
 
 
 # %%
@@ -925,9 +930,9 @@ show(
 # %% [markdown]
 # ### Is it what the layer does not know?
 #
-# If $v$ is independent of $z$, nothing that the layer knows can be read from $v$, and what it dropped is in $v$, though not all of it where a linear
-# probe finds it. Two probes, the linear one and a perceptron, on $z$, on $v$ and on the whole $\bar z$: what leaves the one should appear in the other. They learn from
-# views that the flows never saw: on those of its training a flow has made $v$ look more Gaussian than it is.
+# If $v$ is independent of $z$, nothing that the layer knows can be read from $v$. And what the layer dropped must be in $v$, though not always where a linear
+# probe finds it. So a linear probe reads $z$, $v$ and the whole $\bar z$, and a perceptron reads $v$ and $\bar z$: what disappears from $z$ should appear in $v$.
+# For $v$ and $\bar z$ the probes learn from views that no flow has seen: on its own training views a flow makes $v$ look more Gaussian than it is.
 
 
 # %%

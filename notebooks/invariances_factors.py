@@ -98,15 +98,15 @@ measured_rows = story.named_rightly(study, 256)
 # %% [markdown]
 # ## A place for every factor
 #
-# A latent can be asked about a concept only if the concept has a place of its own. The second flow $e(\bar z) = (e_0, e_1, \dots, e_K)$ knows
-# no condition; its output falls into blocks, one a factor. It learns from pairs that share one factor $F$ and nothing else: both ends are
-# Gaussian, but $e_F$ of the second is predicted from that of the first with correlation $\sigma_{ab}$,
+# A latent can be asked about a concept only if the concept has a place of its own. The second flow $e(\bar z) = (e_0, e_1, \dots, e_K)$ has no condition. Its output
+# falls into blocks, one for each factor, and $e_0$ for everything else. It learns from pairs of pictures $a$, $b$ that share one factor $F$ and nothing else. Both
+# ends of a pair are to be Gaussian, but $e_F$ of the second is predicted from that of the first with a fixed correlation $\sigma_{ab}$,
 #
 # $$ e_F^b \,|\, e_F^a \sim \mathcal N\big(\sigma_{ab}\, e_F^a,\ (1 - \sigma_{ab}^2) I\big), \qquad e_{k \ne F} \sim \mathcal N(0, I). $$
 #
-# The flow reads no label, only that two drawings are alike in one respect. Pairs are made, since all factors are ours to choose; hue is left out, for a turn of the hue means
-# nothing without the thing it belongs to. Labels are in the latent already, though: its first eight numbers are the frame, which a network was *told* to read
-# ({doc}`experts`). So ground, size, place and turn each have a direction before $e$ looks for one; that $e$ finds them is no feat, and concept and hand are the harder question.
+# The flow reads no label, only that two drawings are alike in one respect. We can make such pairs because all factors are ours to choose. Hue is left out: a turn of
+# the hue means nothing without the thing it belongs to. Some labels are in the latent already, though: its first eight numbers are the frame, which a network was
+# *told* to read ({doc}`experts`). So it is no feat that $e$ finds ground, size, place and turn; concept and hand are the harder question.
 
 # %%
 SHARED = ("concept", "hand", "background", "size", "shift", "rotation")
@@ -148,11 +148,11 @@ pairs = {
 }
 
 # %% [markdown]
-# How many features does a factor need? The paper's code shares them out by how much alike pairs agree in all, and would give the size of a drawing, one
-# number, about as many as its ground, three. But pairs can tell more. Whiten the latents; then the directions in which pairs of a factor agree are the leading eigenvectors
-# of their cross-covariance. Half of the pairs choose the directions, the other half say how much they correlate. Those that correlate by more than a floor are counted
-# and turned into the blocks of a **linear** $e$. The flow begins there, and goes on to what no line can do. The manner of a hand is the hardest to find: with fewer than a few
-# thousand pairs there is no direction of it above the floor.
+# How many features does a factor need? The paper's code shares them out by how much pairs agree in total. It would give the size of a drawing, one number, about as
+# many as its ground, three. Pairs can tell more. Whiten the latents: the directions in which pairs of a factor agree are then the leading eigenvectors of their
+# cross-covariance. Half of the pairs choose the directions, the other half measure their correlation. Those above a floor are counted and become the blocks of a
+# **linear** $e$. The flow begins there and goes on to what is not linear. The style of a hand is hardest to find: with fewer than a few thousand pairs none of its
+# directions is above the floor.
 
 # %%
 FLOOR = 0.25  # the least correlation of a direction that a factor gets
@@ -235,8 +235,9 @@ recipe = story.Recipe(steps, batch_size, n_blocks, width, depth, learning_rate)
 semantic, _ = train_semantic(study, pairs, start, recipe, seed, run_dir)
 
 # %% [markdown]
-# Do other alike pairs agree in the factor they share, and in no other? Each row is a kind of pair, each column the correlation of one
-# block of $e$ between its two ends. The pairs are new, their drawings are those of the training pairs under other factors.
+# Do *new* pairs agree in the factor that they share, and in no other? Each row is a kind of pair, each column the correlation of one block of $e$ between its two
+# ends. The drawings are those of the training pairs, under other factors. The entry for the shared factor should be high, all others near 0, and $e_0$ should agree
+# nowhere.
 
 # %%
 with torch.no_grad():
@@ -255,7 +256,7 @@ table(
 )
 
 # %% [markdown]
-# Now edit: give a drawing the factor of another, $x^* = D(e^{-1}(e_1, \dots, e_F^*, \dots, e_K))$.
+# Now edit: take all blocks of one drawing, replace block $F$ by the donor's, and go back, $x^* = D(e^{-1}(e_0, e_1, \dots, e_F^*, \dots, e_K))$.
 
 
 # %%
@@ -285,9 +286,9 @@ picture(
 
 
 # %% [markdown]
-# The simple rival needs no second flow: a linear probe has a direction for every factor, so move the latent along it until the probe says what it says
-# of the donor. The judge decides: does the picture now have the donor's factor, and did the others stay? Donors are drawn by chance, and a concept or a hand counts
-# only where the donor's is another one.
+# The simple rival needs no second flow. A linear probe has a direction for every factor: move the latent along it until the probe reads the donor's value. The judge
+# then answers two questions: does the picture now have the donor's factor, and did the others stay? Donors are drawn at random, and a concept or a hand counts only
+# where the donor's is another one.
 
 
 # %%
@@ -416,7 +417,7 @@ say(
 # | | paper | authors' code | here |
 # |---|---|---|---|
 # | e | 12 blocks, width 512, d = 128 | the same | 12 blocks, narrower, d = 128 |
-# | pairs | alike in an attribute of faces | ρ = 0.975 | alike in a factor of the renderer, ρ = 0.9 |
+# | pairs | alike in an attribute of faces | σ_ab = 0.975 | alike in a factor of the renderer, σ_ab = 0.9 |
 # | latent | a variational code of faces | the same | its first eight numbers were taught with the labels of ground, hue, size, place and turn |
 # | sizes of the blocks | by how much alike pairs agree | softmax of the agreement over factors | directions in which alike pairs agree, counted |
 # | start | random | the same | at these directions, a linear e |

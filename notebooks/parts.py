@@ -23,9 +23,9 @@
 # Everything hangs on one condition: the shape must not smuggle colours. So the mutual information between the two
 # codes is estimated by an adversary and held below a target by a Lagrange multiplier.
 #
-# On this page the model is trained on rendered people whose true parts are known and never shown to it, and what it finds is
-# held against them, by the measures of {doc}`parts_judge`. Three more pages go with it: {doc}`parts_model` builds the model piece by piece and checks each piece against a closed form or
-# brute force, {doc}`parts_learning` says which loss teaches which network, and when, and {doc}`parts_swaps` takes the people apart: shape of one, sleeves of another.
+# On this page the model is trained on rendered people. Their true parts are known and never shown to it; what it finds is compared with them, by the measures of
+# {doc}`parts_judge`. Three more pages go with it. {doc}`parts_model` builds the model piece by piece and checks each piece against a closed form or brute force.
+# {doc}`parts_learning` says which loss teaches which network, and when. {doc}`parts_swaps` takes the people apart: shape of one, sleeves of another.
 #
 # **What the paper claims, and what can be asked of a claim when the truth is known**
 #
@@ -33,11 +33,11 @@
 # |---|---|---|
 # | P1 | Parts fit true body parts, well above partitions by colour and position | IoU beside two k-means |
 # | P2 | The constraint makes colours harder to read from the shape code | what a fresh critic finds in it, with and without |
-# | P3 | Parts move with the body when the image is warped | |
+# | P3 | Parts move with the body when the image is warped | not here; {doc}`parts_claims` |
 # | P4 | Parts stay where they are when clothes change | a second look of each pose |
 # | P5 | Shape of one image with the appearance of another paints what it should | pictures, in {doc}`parts_swaps` |
 # | P6 | Changing one part's appearance changes that part only | share of the change, in {doc}`parts_swaps` |
-# | P7 | Sharpness and concentration are due to their priors | |
+# | P7 | Sharpness and concentration are due to their priors | what the priors ask for, in {doc}`parts_model`; their effect, in {doc}`parts_claims` |
 # | P8 | The estimated information follows its target | the mechanism on a toy, in {doc}`parts_model` |
 #
 # {doc}`parts_claims` keeps the books on all of them: rules, seeds, intervals, verdicts.
@@ -360,19 +360,19 @@ say(
 #    \end{aligned} $$
 #
 # The shape code π is one Gaussian vector for the whole image $x_1$, and $D_S$ decodes it into a map of parts $S$. The same two networks cut
-# up the second image, and $E_\alpha$ takes one appearance from each of *its* parts. The generator $G$ sees, at every pixel, the appearance of the
-# part that this pixel belongs to, and nothing else.
+# up the second image, and $E_\alpha$ takes one appearance from each of *its* parts; ε is Gaussian noise, and $p$ counts the parts. At every pixel the generator
+# $G$ gets the appearance of the part that this pixel belongs to, and the map of parts itself; of the two pictures it sees nothing else.
 #
-# Two critics estimate how many nats π and the appearance have in common. What the first one finds, $C_0$, is held below a target $t$ by a
-# multiplier λ. The second, which nobody fights, watches: while its estimate $C_1$ is above $t$, the weight $e^{r}$ of a bottleneck
-# $\mathrm{KL}(q(\pi \mid x) \,\Vert\, \mathcal N(0, I))$ grows. And priors on the map say what a part should look like: smooth, decided, in one place.
+# Two critics estimate how many nats π and the appearance have in common. The estimate $C_0$ of the first, the *adversary*, is held below a target $t$ by a
+# Lagrange multiplier λ. The second, the *monitor*, has no opponent: while its estimate $C_1$ is above $t$, the weight $e^{r}$ of a bottleneck
+# $\mathrm{KL}(q(\pi \mid x) \,\Vert\, \mathcal N(0, I))$ grows. Priors on the map say what a part should look like: smooth, decided, in one place.
 # Which loss moves which network, and how the priors come and go, is in {doc}`parts_learning`.
 
 # %% [markdown]
 # ## Training
 #
-# Twice from the same random start with the same pairs: with the constraint, and with neither it nor the bottleneck that it steers. While they
-# learn we keep what six validation people look like to them.
+# We train twice from the same random start with the same pairs: once with the constraint and its bottleneck, once without either. During training we keep the
+# segmentations of six validation people.
 
 
 # %%
@@ -493,10 +493,10 @@ model = models[best]
 # %% [markdown]
 # ## Do the parts deserve a name?
 #
-# Test people, test poses. The assignment of parts to labels comes from validation. This is one seed, and seeds differ: where the model without the constraint fits better below, five seeds in
-# {doc}`parts_claims` do not bear that out. Before the recipe had a head
-# start and a window, one seed found arms, legs and head, and the next left the whole body in one part. {doc}`parts_claims` lists such trials in its rules,
-# tries the recipe without either, and says how often it goes well.
+# Test people in test poses; the assignment of parts to labels comes from validation. This is one seed, and seeds differ. If the model without the constraint fits
+# better below, five seeds in {doc}`parts_claims` do not confirm it. The recipe needed two aids: a *head start*, a cell of a grid in which each part begins, and a
+# *window*, outside which a part costs. Before it had them, one seed found arms, legs and head, and the next left the whole body in one part. {doc}`parts_claims`
+# lists such trials in its rules, tries the recipe without either, and says how often it goes well.
 
 # %%
 found = {
@@ -585,13 +585,14 @@ if min(x.shape[1] for x in joints.values()):  # a list of pairs may know no join
     )
 
 # %% [markdown]
+# Compare each row above with the last one: the mean pose needs no image at all, so only what lies above it is to the credit of the parts.
+#
 # ## What does the shape code know?
 #
-# Two questions that only known factors can answer. **Leakage**: what does π tell of colours, those of torso, legs and wall? **Invariance**: change all
-# clothes and nothing else; do the parts stay? Either number says little alone, so they are asked here, where a second model was trained without the
-# constraint, and not in {doc}`parts_swaps`.
+# Two questions that only known factors can answer. **Leakage**: what does π tell about the colours of torso, legs and wall? **Invariance**: change all clothes and
+# nothing else; do the parts stay? Neither number says much alone. So we ask both here, where a second model without the constraint stands beside ours.
 #
-# First a linear probe, fitted on people whom neither model has met, and read on others.
+# First comes a linear probe, fitted on people whom neither model has met and read on others.
 
 
 # %%
@@ -632,14 +633,14 @@ def posteriors_of(model: PartsModel, images: Tensor, runtime: Runtime) -> Poster
 
 
 # %% [markdown]
-# A linear probe finds what lies open. What there is *in any form* a critic may find: a fresh one, which the encoder never met, learns on
-# people whom no model has met which colours $y$ belong to which code, by the bound {cite}`vandenoord2018cpc`
+# A linear probe finds only what lies open. What there is *in any form* a critic may find. So a fresh critic $T$, which the encoder never met, learns which colours
+# $y$ belong to which code, on people whom no model has met, by the bound {cite}`vandenoord2018cpc` for $N$ pairs
 #
 # $$ I(\pi; y) \;\ge\; \mathbb E\Bigl[\log \frac{e^{T(\pi_i, y_i)}}{\tfrac1N\sum_j e^{T(\pi_i, y_j)}}\Bigr] . $$
 #
-# It sees codes as the segmentation does, drawn from their posteriors and anew in every step; it is stopped where it does best on validation people,
-# and read on test people once. An image has many of one person beside it, and two persons may share a pose with its wall; so foreign is what differs in
-# both, and every other *person* counts once, however many images there are. For two Gaussians the truth is known.
+# Codes are drawn from their posteriors, anew in every step, as in the segmentation. The critic is stopped where it does best on validation people, and read on test
+# people once. One detail: several images show one person, and two persons may share a pose and its wall. So only a pair that differs in both person and pose is
+# foreign, and the mean in the denominator is weighted so that every foreign *person* counts once. First we try it on two Gaussians, whose information is known.
 
 
 # %%

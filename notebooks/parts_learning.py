@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Who is taught by what
 #
-# The networks of {doc}`parts_model` are five, and there are five losses that ask something of them. This page says who is asked for what and when: the losses and
-# their addressees, the schedule of the priors, what a step costs beside the released one, and the loop that trains. {doc}`parts` runs that loop on
-# people, and {doc}`parts_claims` runs it some fifty times.
+# The model of {doc}`parts_model` has five networks, and five losses ask something of them. This page says which loss teaches which network, and when. Then it
+# shows the schedule of the priors, what a step costs beside the released one, and the loop that trains. {doc}`parts` runs that loop on people, and
+# {doc}`parts_claims` runs it for every arm and seed.
 #
 # | | claim of the paper {cite}`braun2020parts` | what of it is here |
 # |---|---|---|
@@ -80,7 +80,7 @@ seed_everything(seed)
 rng = torch.Generator().manual_seed(seed)
 
 # %% [markdown]
-# ## Who is taught by what
+# ## Five losses and their addressees
 #
 # Each loss has its addressees, and this is easy to get wrong. The priors are there to shape the *decoder*; let them into the
 # encoder and the cheapest way to please them is a code that says nothing. The critics' loss must not reach the encoder, and the
@@ -92,6 +92,15 @@ rng = torch.Generator().manual_seed(seed)
 # | constraint, bottleneck | x | | | | |
 # | priors | | x | | | |
 # | critics' own | | | | | x |
+#
+# In one line, with $E_\pi$ for the encoder of the shape code and $\operatorname{sg}$ for a stopped gradient,
+#
+# $$ \mathcal L = \underbrace{w\,d(\hat x, x)}_{\text{reconstruction}} + \underbrace{\mathcal P\bigl(D_S(\operatorname{sg}\pi)\bigr)}_{\text{priors}}
+#    + \underbrace{e^{r}\,\mathrm{KL}}_{\text{bottleneck}} + \underbrace{\mathcal L_\text{adv}(\pi)}_{\text{constraint}}
+#    + \underbrace{\textstyle\sum_k \mathcal L_{T_k}(\operatorname{sg}\pi, \operatorname{sg}\alpha)}_{\text{critics}} . $$
+#
+# $\mathcal L_\text{adv}$, $\mathcal L_T$ and the priors $\mathcal P$ are those of {doc}`parts_model`. In $\mathcal L_\text{adv}$ the critic's weights are
+# stopped as well.
 #
 # The original builds a gradient for each column and computes the reconstruction several times over. The table can be had with
 # **one** backward pass: the priors look at a second decoding of the *detached* code, the critics at detached codes, and the
@@ -393,11 +402,11 @@ table(
 # %% [markdown]
 # ## When
 #
-# A map that is decided too early is decided for good: where a part has no share of a pixel, no gradient ever offers it one. So first all parts stay in
-# play, held by the categorical prior and each with a head start in a cell of a grid, while the generator finds out which of them are useful where. Then both fade, and
-# sharpness and concentration rise, evenly on a logarithmic scale. The window holds all the time: what is left of a part outside it costs, so a wall takes many parts and
-# a body cannot be one. Why concentration may not begin where it ends, and why a part needs a place to begin, is shown in
-# {doc}`parts_model`; what happens without the head start, and without the window, are two arms of {doc}`parts_claims`. The authors edited such weights by hand between restarts.
+# A map that is decided too early stays as it is: where a part has no share of a pixel, no gradient ever offers it one. So at first all parts stay in play. The
+# categorical prior holds them there, and each has a head start in a cell of a grid, while the generator finds out which are useful where. Then both fade, and
+# sharpness and concentration rise, evenly on a logarithmic scale. The patch prior acts all the time: whatever of a part lies outside a window around its centre
+# costs, so a wall takes many parts and a body cannot be one. {doc}`parts_model` shows why concentration must start small and why a part needs a place to begin; two
+# arms of {doc}`parts_claims` leave out the head start and the window. The authors edited such weights by hand between restarts.
 
 # %%
 progress = torch.linspace(0, 1, 201)
@@ -425,9 +434,9 @@ show(
 # %% [markdown]
 # ## What a step costs
 #
-# At the paper's shapes: one pair painted one way, VGG-19 at 224 px as the judge, forward and backward. The rival is a lower
-# bound of the released step: the wide decoder, everything else the same, and one backward pass of one sum, although that would
-# be wrong and the original makes several.
+# At the paper's shapes: one pair painted one way, judged by VGG-19 at 224 px, forward and backward. The rival is a lower bound for the released step: its wide
+# decoder, everything else the same, and a single backward pass of one sum. That sum would teach the wrong networks, and the original makes several passes, so the
+# real step costs more.
 
 
 # %%
@@ -466,8 +475,8 @@ say(
 # %% [markdown]
 # ## The loop
 #
-# One optimiser for all networks, critics at a higher rate. The multipliers move after the weights. While they learn, what a few people look like to
-# them goes into an album, which a checkpoint keeps; the labels draw a curve for the reader and decide nothing.
+# One optimiser trains all networks, the critics at a higher rate; the multipliers move after the weights. During training the segmentations of a few people are
+# kept in an album, which is part of every checkpoint. Labels only draw a curve for the reader; they decide nothing.
 
 
 # %%

@@ -69,7 +69,7 @@ rng = torch.Generator().manual_seed(seed)
 #
 # The shape code π is one vector for the whole image, drawn from a Gaussian. A decoder turns it into a map of parts. The
 # same encoder and decoder segment the second image, and from each of *its* parts one appearance vector is taken. The
-# generator sees, at every pixel, the appearance of the part that this pixel belongs to, and nothing else.
+# generator gets, at every pixel, the appearance of the part that this pixel belongs to, and the map of parts itself; of the two pictures it sees nothing else.
 
 
 # %%

@@ -113,7 +113,7 @@ print(runtime.describe())
 # %% [markdown]
 # ## The task: one concept, nine hands
 #
-# Classes are concepts, pictures are drawings, and the nine sets are nine hands. The concepts of the test split occur
+# Classes are concepts, pictures are drawings, and each of the nine sets is one hand, but for the hard protocol below. The concepts of the test split occur
 # nowhere in training: the network has to learn what makes two drawings mean the same, not what a snail looks like.
 # Background, hue, size, place and angle are random, in training and in test, so that they help nobody.
 
@@ -160,13 +160,13 @@ picture(
 # %% [markdown]
 # ### Three questions, one gallery
 #
-# **Recall@1** is the share of queries whose nearest neighbour has their class. It means nothing without its gallery, so the
-# gallery's size stands beside every number of this chapter, and three protocols ask it:
+# **Recall@1** is the share of queries whose nearest neighbour has their class. It depends on the **gallery**, the pictures that may be the answer, so the size of the
+# whole test split stands beside every number. Three protocols say what of it a query may find:
 #
-# - *all sets*: every other test drawing is a candidate;
-# - *cross-set*: those of the query's own set are not;
-# - *hard*: they are, except the right ones. To be right one must find **another hand's** drawing, and every wrong drawing in
-#   the query's own style is in the way. Sets that copy each other (flat and shaded Fluent, and two more) count as one hand.
+# - *all sets*: every other test drawing;
+# - *cross-set*: all but those of the query's own set;
+# - *hard*: all but the right ones by the query's own hand. To be right one must find **another hand's** drawing, and every wrong drawing in the query's own style is
+#   in the way. Sets that copy each other (flat and shaded Fluent, and two more) count as one hand.
 
 
 # %%
@@ -284,19 +284,22 @@ show(
 )
 
 # %% [markdown]
-# That is the cost of a small dimension, and it is paid again after training: the fewer the dimensions, the more an
-# objective must sacrifice. What it sacrifices first is what the training classes did not need.
+# The answer stands at $d = 16$ in the figure. That is the cost of a small dimension before training. Training pays it again: the fewer the dimensions, the more an
+# objective must sacrifice, and it sacrifices first what the training classes did not need.
 #
 # ## The objective
 #
-# All objectives of this chapter see unit vectors and their cosines $s_{ij}$. **Multisimilarity** {cite}`wang2019ms` pulls
-# the hard positives $\mathcal P_i$ of an anchor and pushes its hard negatives $\mathcal N_i$,
+# All objectives of this chapter see unit vectors and their cosines $s_{ij}$. **Multisimilarity** {cite}`wang2019ms` works on hard pairs. A positive of
+# anchor $i$ is hard if some negative is nearer than it, or almost as near: $s_{ip} - \varepsilon < \max_n s_{in}$. A negative is hard if it is nearer than
+# the farthest positive, or almost: $s_{in} + \varepsilon > \min_p s_{ip}$. The loss pulls the hard positives $\mathcal P_i$ and pushes the hard negatives $\mathcal N_i$,
 #
-# $$ \mathcal L_\text{MS} = \frac1B\sum_i \frac1\alpha\log\Big(1+\sum_{p\in\mathcal P_i} e^{-\alpha(s_{ip}-\lambda)}\Big)
-#    + \frac1\beta\log\Big(1+\sum_{n\in\mathcal N_i} e^{\beta(s_{in}-\lambda)}\Big). $$
+# $$ \mathcal L_\text{MS} = \frac1{|\mathcal A|}\sum_{i\in\mathcal A}\Big[\frac1\alpha\log\Big(1+\sum_{p\in\mathcal P_i} e^{-\alpha(s_{ip}-\lambda)}\Big)
+#    + \frac1\beta\log\Big(1+\sum_{n\in\mathcal N_i} e^{\beta(s_{in}-\lambda)}\Big)\Big], $$
 #
-# The other one is the **margin loss** {cite}`wu2017sampling` with distance-weighted sampling. Both are `cvlib.nn.objectives`, where
-# they are compared with a peer library and with the authors' own values.
+# where $\mathcal A$ holds the anchors that keep a pair. As in the authors' code, α = 2, β = 40, λ = 0.5 and ε = 0.1.
+#
+# The other objective is the **margin loss** {cite}`wu2017sampling` with distance-weighted sampling; {doc}`diva` explains it. Both are in `cvlib.nn.objectives`,
+# whose tests compare them with a peer library and with the authors' own values. Here we ask one thing: how hard is a negative pushed, depending on its cosine?
 
 # %%
 cosines = torch.linspace(-0.95, 0.95, 191)
@@ -332,8 +335,8 @@ show(
 # %% [markdown]
 # ## Wide heads that will be thrown away
 #
-# The embedding that is kept is **one linear layer** $f$ on the pooled features $\varphi\in\mathbb R^C$. The heads $g_i$ have
-# a hidden layer, $t_i$ numbers wide, and an objective of their own: their own proxies or margins, their own sampling.
+# The embedding that is kept is **one linear layer** $f$ on the pooled features $\varphi\in\mathbb R^C$. A head $g_i$ has one hidden layer; it and the output are
+# $t_i$ numbers wide. Each head has an objective of its own, with its own learned boundaries and its own sampling.
 
 
 # %%
@@ -371,9 +374,8 @@ assert sum(p.numel() for p in paper_heads.parameters()) == 18_360_320
 # %% [markdown]
 # ## Imitation
 #
-# Take a batch of $B$ pictures. Every embedding of it gives a $B\times B$ matrix of cosines, whatever its dimension: that is
-# where a vector of 16 numbers and one of 1,024 can be compared. Row by row, a softmax makes it a distribution over the batch, and the
-# student's should follow the teacher's,
+# Take a batch of $B$ pictures. Every embedding $f$ of it gives a $B\times B$ matrix of cosines $S_f$, whatever its dimension: here a vector of 16 numbers can be
+# compared with one of 1,024. Row by row, a softmax σ at temperature $T$ makes it a distribution over the batch. The student's rows should follow the teacher's,
 #
 # $$ D(S_f, S_g) = \frac{T^2}{B}\sum_i \mathrm{KL}\big(\sigma(S_{g,i}/T)\,\big\|\,\sigma(S_{f,i}/T)\big). $$
 
@@ -407,14 +409,15 @@ say(
 # matrix by one of rank $d$. With 128 dimensions little is lost. With eight, imitation and discrimination compete for the
 # same few directions, and γ may have to be smaller. That was not measured: {doc}`s2sd_claims` keeps one γ from 16 to 128 dimensions.
 #
-# **Who learns from whom.** The teacher is detached: the wide heads learn from their own objective only, and the narrow one
-# from its own and from them. The last teacher is the pooled feature vector itself ($\gamma_F$); it teaches too and is not
-# pulled. The whole loss is
+# **Who learns from whom.** Teachers are detached: the wide heads learn from their own objective only, the narrow embedding from its own and from them. The last
+# teacher is the pooled feature vector itself (weight $\gamma_F$); it teaches too and is not pulled. With the objective $\mathcal L_\text{DML}$ and $M$ heads, the
+# whole loss is
 #
 # $$ \mathcal L = \tfrac12\Big[\mathcal L_\text{DML}(f) + \tfrac1M\sum_i \mathcal L_\text{DML}(g_i)\Big]
 #    + \frac{\gamma}{M}\sum_i D(S_f, \operatorname{sg} S_{g_i}) + \gamma_F\, D(S_f, \operatorname{sg} S_\varphi) . $$
 #
-# One head is DSD, several are MSD, with the features MSDF, and with max + average pooling for heads and teacher MSDFA.
+# The last term sets in after a warm-up. Training *alone* is $\mathcal L_\text{DML}(f)$ with weight 1. In the paper's names, one head is DSD (dual
+# self-distillation), several are MSD (multiscale), MSDF adds the features, and MSDFA gives the heads and the feature teacher maximum + average pooling.
 
 
 # %%
@@ -678,9 +681,10 @@ say(
 )
 
 # %% [markdown]
-# ## One query, before and after
+# ## Three queries, three embeddings
 #
-# The left column asks; the others answer, nearest first. Green is the right concept.
+# The left column asks; the others answer, nearest first. A green frame marks the right concept, and the query itself. Look for answers that share only the colour
+# or the outline.
 
 
 # %%
@@ -728,9 +732,9 @@ for q in range(len(asked)):
 # %% [markdown]
 # ## What the student copies
 #
-# Forty-eight test drawings of eight concepts, six hands each, sorted by concept. Dark squares on the diagonal are concepts
-# that hold together. The features under S2SD are one of its teachers. They are never negative before the last layer, so all their
-# cosines are high, and the student copies even that: what counts is the contrast within a row.
+# Forty-eight test drawings of eight concepts, six hands each, sorted by concept. Bright red squares on the diagonal are concepts that hold together. The features under
+# S2SD are one of its teachers. They come after a ReLU and are never negative, so all their cosines are high, and the student copies even that. Retrieval does not
+# mind: it asks only for the order within a row. So the mean contrast in the table below is no recall; compare the two before you prefer the higher contrast.
 
 # %%
 block = hands_of(test, class_label, 8, torch.Generator().manual_seed(5)).flatten()
@@ -779,6 +783,9 @@ if is_trained:
     )
 
 # %% [markdown]
+# In the last table a lower spectral decay means that more directions are in use, and a higher ratio intra / inter means that classes collapse less. C7 says that
+# S2SD lowers the first and raises the second. Compare the two rows for yourself; {doc}`s2sd_claims` decides over five seeds.
+#
 # ## Ask it yourself
 #
 # Type a concept. Above, what the frozen network returns; below, what the trained one does. The pictures lie in the page; no

@@ -15,9 +15,8 @@
 #
 # A transformer that models an image pixel by pixel pays for every pair of pixels: 64 × 64 is already a sentence
 # of 4,096 words, and attention costs the square of that. Esser, Rombach and Ommer {cite}`esser2021taming` make the
-# sentence short instead. A convolutional autoencoder, the **VQGAN**, learns a vocabulary of a few hundred visual
-# words and spells an image with a small grid of them; a perceptual and an adversarial loss see to it that each word
-# holds as much as the eye asks for. The **transformer** then writes such sentences.
+# sentence short instead. A convolutional autoencoder, the **VQGAN**, learns a vocabulary of visual words and spells an image with a small grid of them; a
+# perceptual and an adversarial loss see to it that each word holds as much as the eye asks for. The **transformer** then writes such sentences.
 #
 # On this page we build both stages from their equations, train them on emoji as drawn by nine different hands, and
 # let them draw.
@@ -131,8 +130,8 @@ print(f"{image_size} px as {grid_size} x {grid_size} tokens out of {n_codes}; {s
 # %% [markdown]
 # ## The drawings
 #
-# Nine open emoji sets draw the same concepts in nine hands. A concept belongs to exactly one split, so that nothing
-# below is judged on a drawing whose twin was seen in training.
+# Nine open emoji sets draw the same concepts. This book calls a set a **hand**; where a page counts sets that copy each other as one hand, it says so. Every
+# concept belongs to a Unicode group, such as *Food & Drink*, and to exactly one split, so that nothing below is judged on a drawing whose twin was seen in training.
 
 # %%
 train = load(data, "train", image_size, root=data_root)
@@ -194,10 +193,10 @@ if has_weights:
 # %% [markdown]
 # ## Words: vector quantisation
 #
-# The encoder turns an image into a grid of vectors, $\hat z = E(x) \in \mathbb{R}^{h\times w\times n_z}$. Each is
+# The encoder turns an image into a grid of $h\times w$ vectors with $n_z$ numbers each, $\hat z = E(x) \in \mathbb{R}^{h\times w\times n_z}$. Each is
 # replaced by its nearest neighbour in a learned codebook $\mathcal{Z} = \{z_k\}_{k=1}^K$ (Eq. 2),
 #
-# $$ z_{\mathbf q} = \mathbf q(\hat z) := \arg\min_{z_k\in\mathcal Z} \lVert \hat z_{ij} - z_k\rVert . $$
+# $$ (z_{\mathbf q})_{ij} = \mathbf q(\hat z_{ij}) := \arg\min_{z_k\in\mathcal Z} \lVert \hat z_{ij} - z_k\rVert . $$
 #
 # What does the rounding cost? Take the simplest case, numbers on a line.
 #
@@ -247,7 +246,8 @@ show(
 # $$ \mathcal L_\text{VQ} = \mathcal L_\text{rec} + \lVert \operatorname{sg}[E(x)] - z_{\mathbf q}\rVert_2^2
 #    + \beta\, \lVert \operatorname{sg}[z_{\mathbf q}] - E(x)\rVert_2^2 . $$
 #
-# This is the whole module, as the rest of the page uses it.
+# This is its forward pass. `_scaled` brings features and codes to length 1 where the page asks for that, as it does for its own codebook below (a departure); in
+# the example above it did nothing. The squared norms are means over all entries, and $\mathcal L_\text{rec}$ is added later.
 
 # %%
 print(inspect.getsource(VectorQuantizer.forward))
@@ -387,10 +387,9 @@ table(
 # %% [markdown]
 # ### What a normalisation forgets
 #
-# Every layer above normalises its input in groups of channels: it subtracts a group's mean over the image and divides
-# by its deviation. The authors use 32 groups, and at their 128 channels a group has four. In a first level of
-# 16 or 32 channels, as ours, the same rule makes groups of **one**, and a channel by itself loses its mean altogether: how
-# orange the image is as a whole.
+# Every block of the network normalises its input in groups of channels: it subtracts a group's mean over the image and divides by its standard deviation. The
+# authors use 32 groups, and at their 128 channels a group has four. In a first level of 16 or 32 channels, as ours, the same rule makes groups of **one**. A channel
+# by itself loses its mean, and with it how orange, say, the image is as a whole.
 #
 # **Predict**: flat colours go through one layer and one normalisation. How well can a linear map recover them?
 
@@ -427,15 +426,19 @@ picture(
 )
 
 # %% [markdown]
-# With groups of one, nothing is left of a flat colour but grey. A deep network finds detours, through borders
-# and edges, but it pays: {doc}`taming_claims` measures how much (A2). So here a group has at least four channels.
+# With groups of one, only grey is left of a flat colour. A deep network finds detours, through borders and edges, but it pays for them: ablation A2 of
+# {doc}`taming_claims` measures how much. So here a group has at least four channels.
 #
 # ## A critic, and how loud it may speak
 #
-# A patch discriminator $D$ {cite}`isola2017pix2pix` learns to tell patches of reconstructions from patches of images,
-# by the hinge loss; the autoencoder is paid for patches that pass. How much of this should enter? The scales of the
-# two losses have nothing in common and drift in training. The paper's answer measures both where they meet, at the
-# weight of the decoder's last layer $G_L$ (Eq. 7):
+# A patch discriminator $D$ {cite}`isola2017pix2pix` learns to tell patches of images from patches of reconstructions, by the hinge loss; the autoencoder is
+# rewarded for patches that pass:
+#
+# $$ \mathcal L_D = \tfrac12\,\mathbb E\big[\max(0, 1 - D(x)) + \max(0, 1 + D(\hat x))\big], \qquad \mathcal L_\text{GAN} = -\mathbb E\,D(\hat x) . $$
+#
+# With $\mathcal L_\text{rec} = |x - \hat x| + d_\text{VGG}(x, \hat x)$, the autoencoder's loss is $\mathcal L_\text{VQ} + \lambda\,\mathcal L_\text{GAN}$. How
+# large should λ be? The scales of the two losses have nothing in common and drift in training. The paper measures both where they meet, at the weight of the
+# decoder's last layer $G_L$ (Eq. 7):
 #
 # $$ \lambda = \frac{\lVert\nabla_{G_L}\mathcal L_\text{rec}\rVert}{\lVert\nabla_{G_L}\mathcal L_\text{GAN}\rVert + \delta} . $$
 #
@@ -516,10 +519,11 @@ print(f"λ = {lam:.4f} both ways, and the gradients of all {len(ours)} parameter
 # the rule above. Before `disc_start` there is no discriminator at all, as the paper advises: first learn to
 # reconstruct, then to please.
 #
-# One thing we add. Eq. 7 makes the critic's gradient as long as the other however little it knows: a critic that cannot
-# tell images from reconstructions has a gradient near zero, and λ turns this noise up until it drowns the rest. Users
-# of the authors' code met it as reconstructions that break when the discriminator starts. So here the critic's **voice** is
-# its margin on the batch, the mean of $D(x) - D(\hat x)$, cut to $[0, 1]$: who cannot tell the two apart has no say.
+# We add two things. The first concerns the critic. Eq. 7 makes its gradient as long as the reconstruction's, however little the critic knows. A critic that
+# cannot tell images from reconstructions has a gradient near zero, and λ turns this noise up until it drowns the rest. Users of the authors' code met it as
+# reconstructions that break when the discriminator starts. So here the critic has a **voice**: its margin on the batch, the mean of $D(x) - D(\hat x)$, cut
+# to $[0, 1]$. A critic that cannot tell the two apart has no say. The second concerns the codebook: a code that no vector has chosen for `revive_every` steps
+# gets no gradient and would stay dead, so it is moved to a vector of the current batch.
 
 
 # %%
@@ -794,14 +798,13 @@ show(
 # %% [markdown]
 # ## Stage 2: learning to write
 #
-# With the first stage frozen an image is a sequence $s$ of codes in raster order, and its likelihood factorises
-# (Eqs. 9, 10),
+# With the first stage frozen, an image is a sequence $s$ of codes in raster order, and its likelihood factorises (Eqs. 9, 10),
 #
 # $$ p(s\mid c) = \prod_i p(s_i \mid s_{<i}, c), \qquad \mathcal L = \mathbb{E}\left[-\log p(s\mid c)\right]. $$
 #
-# The condition $c$ is simply **prepended**: the condition's words share the table of embeddings with the codes and
-# stand before them. Here a sentence begins with the Unicode group and the hand that drew it; either is replaced by
-# the word *any* in one of ten training sentences, so that one network is conditional and unconditional.
+# This is the **negative log-likelihood** (NLL); we report it per token, in nats. The condition $c$ is simply **prepended**: its words share the table of embeddings
+# with the codes and stand before them. Here a sentence begins with the drawing's Unicode group and its hand. In one of ten training sentences each of them is
+# replaced by the word *any*, independently, so that one network is conditional and unconditional.
 
 
 # %%
@@ -1030,6 +1033,9 @@ table(
 )
 
 # %% [markdown]
+# Read the table from the top. The step from the unigram entropy to *any* is claim C4: composition beyond frequencies. The step from *any* to the true condition is
+# claim C3. Shuffled conditions are the control: they must cost.
+#
 # ## Writing: how to draw from $p$
 #
 # A model that gives every code some probability will, in a sentence of sixty words, write a few unlikely ones, and
@@ -1132,8 +1138,8 @@ picture(
 )
 
 # %% [markdown]
-# Are they new, or does the network recite? The paper warns that its best training checkpoints copied faces while the
-# Fréchet distance improved. Below each sample stands its nearest training drawing.
+# Are they new, or does the network recite? The paper warns of this: its checkpoints with the best *training* likelihood had the lower Fréchet distance, and copied
+# faces. Below each sample stands its nearest training drawing.
 
 
 # %%
