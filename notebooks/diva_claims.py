@@ -13,10 +13,11 @@
 # %% [markdown]
 # # DiVA: the evidence
 #
-# {doc}`diva` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
-# run. Every number comes from one file a run in `book/results/runs/diva`, with its seed, device, time and commit.
+# {doc}`diva` tells the story; this page has the evidence. The rules were written down and committed before the first recorded
+# run. Each run left one file in `book/results/runs/diva`, with its seed, device, time and commit, and all results below come from these files.
+# {doc}`../notation` says how a verdict is reached.
 #
-# **Claim C1**, which must show: *four heads, one for each relation, retrieve unseen classes better than one discriminative head
+# **Claim C1**, the one that must show (★): *four heads, one for each relation, retrieve unseen classes better than one discriminative head
 # as wide as all four*. The other arms ask what brings a gain, if there is one: the number of relations, four heads
 # as such (`four-disc`), keeping the heads apart (`diva-rho-0`, `diva-rho-10`), the weighting of negatives
 # (`diva-nce-plain`), or just the longer time a step takes (`disc-256-longer`).
@@ -76,16 +77,17 @@ print(runtime.describe())
 # %% [markdown]
 # ## The ledger
 #
-# All arms share data, batches, backbone and steps; only `disc-256-longer` has more of them, as many as DiVA's time allows. Every
-# head has 64 dimensions, so an arm with fewer relations has a narrower embedding, as in the paper's ablation; `disc-256` and
-# `four-disc` are as wide as DiVA.
+# All arms share data, batches, backbone and steps, with three exceptions: `disc-256-longer` has more steps, as many as DiVA's time allows;
+# `diva-ranked` has four images of a class in a batch instead of two; the two `-all` arms train on more classes. Every head has 64 dimensions, so an arm
+# with fewer relations has a narrower embedding, as in the paper's ablation. Only the one head of the `disc-256` arms has 256: it and `four-disc`
+# are as wide as DiVA.
 #
-# **How many classes?** The argument of the paper is that a network which only tells its training classes apart drops all that
-# these classes do not need. Then it matters how many there are. The ablations of the paper are made on CUB, with 100 training
-# classes. The emoji benchmark has 948, and in the first trials, on validation, one wide head was far ahead on all of them and
-# level on 100. So each seed draws 100 classes of its own, here as there; the two arms called `-all` train on the 948, and
+# **How many classes?** The paper argues that a network which only tells its training classes apart drops all that
+# these classes do not need. Then it matters how many there are. The paper makes its ablations on CUB, with 100 training
+# classes. The emoji benchmark has 948. In the first trials, on validation, one wide head was far ahead of DiVA when both trained on all 948, and
+# level with it on 100. So each seed draws 100 classes of its own, as many as CUB has; the two arms called `-all` train on the 948, and
 # A3 asks whether the number of classes decides. This was settled before test was looked at. Six runs of a first edition are
-# withdrawn: their queue held more keys than there were drawings; the rule file tells what they had shown.
+# withdrawn, since their queue held more keys than there were drawings; `book/results/rules/diva.yaml` and {doc}`../appendix/changes` tell what they had shown.
 
 # %%
 claims.ledger("diva")
@@ -282,9 +284,9 @@ def judge(bench: Bench, name: str, net) -> dict[str, float]:
 # %% [markdown]
 # ## Running what is missing
 #
-# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
-# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
-# `make verify-results` replays its first 20 steps: equal losses keep the run.
+# With `record=True` the page trains every run that the rules ask for and no file holds, judges it once on test and writes it down as soon as it
+# ends. Interrupted, it goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results CHAPTER=diva` replays its first 20 steps: equal losses keep the run.
 
 # %% tags=["hide-input"]
 bench = None
@@ -447,13 +449,13 @@ READINGS = {
 evidence.read(READINGS)
 
 # %% [markdown]
-# An interval above zero is not yet a claim that holds: 25 comparisons were made, and each has to stand after Holm's
-# correction. So a relation whose interval is clear of zero can still read "does not hold" above: five seeds are too few
-# for it. Of the three relations only self-supervision passes this bar alone; and the whole falls short of the whole
-# without its intra-class head, with an interval clear of zero: that head, on drawings, with four to nine of them in a class, has little to hold on to.
+# An interval above zero is not yet a claim that holds: each comparison of this chapter also has to stand after Holm's
+# correction for all of them. So a relation whose interval is clear of zero can still read "does not hold" above: five seeds are too few
+# for it. Of the three relations, each added to one head, only self-supervision (`with-dance`) passes. And DiVA falls short of DiVA without its intra-class head,
+# with an interval clear of zero: on drawings, with four to nine of them in a class, that head has little to hold on to.
 #
-# What the runs cannot say. The regime is the paper's in kind, a pretrained backbone fine-tuned at a low rate with classes
-# that test does not share, but it is small: some 700 drawings of 100 classes, of which CUB has 5,864 photographs, at 64
+# **What the runs cannot say.** The setting is of the paper's kind, a pretrained backbone fine-tuned at a low rate with classes
+# that test does not share. But it is small: some 700 drawings of 100 classes, where CUB has 5,864 photographs, at 64
 # pixels, with the first stages frozen. Each arm's trials are in the ledger.
 
 # %%

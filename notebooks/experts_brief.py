@@ -14,11 +14,12 @@
 # # Experts: a decoder that knows its world
 #
 # The autoencoder of {doc}`experts` must cope with drawings of things it has never seen, and pays for it: from few numbers it paints soft edges. The pages
-# that follow need the drawings of a hundred concepts and no others, so there a decoder may specialise, as the paper's does: it is trained on the very
-# animals that the flows model.
+# that follow need the drawings of a hundred concepts and no others. So the decoder may specialise here, as that of {cite:t}`rombach2020invariances` does: their autoencoder is trained on
+# the very animals that the flows model.
 #
-# The encoder stays as it is, a frame and a linear code, of which the first 128 numbers are kept; a flow never sees the difference. The **decoder** goes on learning,
-# from the drawings of the hundred concepts alone, with the losses that it had.
+# The **encoder** stays as it is: eight numbers for the frame (ground, hue, size, place, turn), then a linear code. Of its numbers the first 128 are kept. A flow models codes, so it does
+# not notice that the decoder has changed. The **decoder** goes on learning, from the drawings of the hundred concepts alone, with the losses that it had. Two other experts from {doc}`experts`
+# say what has come of it: the *namer*, which names the concept of a drawing, and the *judge*, which names concept and hand.
 #
 # | scale | command | what it needs |
 # |---|---|---|
@@ -98,8 +99,8 @@ print(f"{len(world)} drawings of {n_concepts} concepts; {kept} of {codes.shape[1
 # %% [markdown]
 # ## The decoder goes on
 #
-# One step is that of {doc}`experts`: absolute error, the distance of VGG-19, a critic. The encoder is frozen and the KL with it, so what is
-# learned is how to paint. Codes come with the noise of $q$, which is what keeps the decoder from reading more into a number than it says.
+# One step is that of {doc}`experts`: absolute error, the distance of VGG-19, a critic. The encoder is frozen, and so is its KL term: what is
+# learned is how to paint. Codes come with the noise of the encoder's Gaussian $q$, which keeps the decoder from reading more into a number than it says.
 
 
 # %%

@@ -159,7 +159,7 @@ print(runtime.describe())
 #
 # $$ x' = y(x) + s\,\big(H_\alpha x - y(x)\big) + b, $$
 #
-# after the crop was zoomed, turned and mirrored. Luma and grey are left alone by $\alpha$ and $s$; only $b$ moves them.
+# with a turn α, a saturation $s$ and a brightness $b$, after the crop was zoomed, turned and mirrored. Luma and grey are left alone by $\alpha$ and $s$; only $b$ moves them.
 
 # %%
 print(inspect.getsource(apply_factors).split('"""')[2])
@@ -273,12 +273,15 @@ if data == "photos":
 # | rotation | direction of the luma's gradients, counted double | turns it by twice the angle |
 # | mirror | odd part of the layout | changes its sign |
 #
-# Two more stand for the question of texture or shape. **Texture** is how strong the differences between neighbours are, in four directions at three scales,
-# wherever they lie. **Layout** is what lies where: the mean luma of 4 × 4 squares.
+# Three more say how strong, how fine and where. **Contrast** is how much neighbours differ, whatever their direction and distance. **Texture** is how these differences
+# are shared out over four directions and three scales, whatever the contrast and wherever they lie. **Layout** is what lies where: the mean luma of 4 × 4 squares, in
+# units of their own spread, so that it does not know the contrast either.
 
 
 # %%
 FLOOR = (2 / 255) ** 2  # a contrast of one grey level
+GREY = 0.05  # saturation of a crop below which it has no colour to speak of
+COLOURS_OF = ("hue", "saturation")  # statistics that are asked of crops with colour alone
 
 
 def energies(luma: Tensor) -> Tensor:
@@ -308,6 +311,8 @@ def statistics(images: Tensor) -> dict[str, Tensor]:
     i, q = (part.mean((1, 2)) for part in colour)
     squares = F.adaptive_avg_pool2d(luma, 4)
     contrast = energies(luma)
+    level = contrast.mean((1, 2), keepdim=True)
+    places = squares - squares.mean((1, 2), keepdim=True)
     return {
         "brightness": luma.mean((1, 2))[:, None],
         "saturation": torch.hypot(*colour).mean((1, 2))[:, None],
@@ -315,8 +320,9 @@ def statistics(images: Tensor) -> dict[str, Tensor]:
         "zoom": (contrast[:, 0] - contrast[:, 2]).mean(1, keepdim=True),
         "rotation": slant(luma),
         "mirror": ((squares - squares.flip(-1)) / 2)[:, :, :2].flatten(1),
-        "texture": contrast.flatten(1),
-        "layout": (squares - squares.mean((1, 2), keepdim=True)).flatten(1),
+        "contrast": level.flatten(1),
+        "texture": (contrast - level).flatten(1),
+        "layout": (places / (places.square().mean((1, 2), keepdim=True).sqrt() + 2 / 255)).flatten(1),
     }
 
 
@@ -350,7 +356,7 @@ print("the five laws hold, and contrasts move one scale on when every pixel is d
 # ## An autoencoder for photographs
 #
 # The flow never sees a pixel, it works on $\bar z = E(x) \in \mathbb R^d$. The autoencoder of {doc}`experts` knows nothing but emoji, so the same
-# network with the same loss is trained on crops, from the principal components on.
+# network with the same loss is trained on crops, starting from the principal components.
 
 
 # %%
@@ -410,12 +416,14 @@ def principal_components(setting: Setting, train: FactorPhotos) -> VectorAutoenc
 def open_autoencoder(
     setting: Setting, parts: dict[str, FactorPhotos], committed: Path, runtime: Runtime
 ) -> tuple[VectorAutoencoder, RunResult | None]:
-    """Return the autoencoder of a setting: the book's where it may be taken, or one that is trained now.
+    """Return the autoencoder of a setting: the book's where it may be taken and fits, or one that is trained now.
 
     A finished run is recognised. With the book's weights there is no run: None.
     """
     if setting.data == "photos" and setting.pretrained and not setting.record and committed.is_file():
-        return runtime.prepare(load_autoencoder(committed)), None
+        book = load_autoencoder(committed)
+        if (book.config["side"], book.config["dim"]) == (setting.image_size, setting.dim):
+            return runtime.prepare(book), None
     linear = principal_components(setting, parts["train"])
     check = crops(parts["validation"], 16 if setting.smoke else 256 if setting.is_trained else 64, "check")
     return train_autoencoder(linear, parts["train"], check, setting, runtime)
@@ -455,6 +463,28 @@ table(
 )
 
 # %%
+if page.record and photo_run is not None:  # the report run leaves its autoencoder to the quick pages
+    page.keep_weights(
+        "experts_photos",
+        autoencoder,
+        {
+            "kind": "autoencoder",
+            "command": "papermill notebooks/experts_photos.ipynb out.ipynb -f notebooks/params/experts_photos.report.yaml",
+            "licence": "CC BY-SA 4.0",
+            "steps": photo_run.result["steps"],
+            "model": autoencoder.config,
+            "data": f"photos, {image_size} px with factors, {parts['train'].hash}",
+            "commit": photo_run.result["commit"],
+        },
+        scores={
+            "test PSNR (dB), unseen parts of the photographs": quality["autoencoder", "test"][0],
+            "the same on training parts": quality["autoencoder", "train"][0],
+            f"the same of {dim} principal components, test": quality["principal components", "test"][0],
+        },
+        limits="Crops of 13 photographs and textures at 64 px; fine texture is smoothed. No use beyond this book is intended.",
+    )
+
+# %%
 if (
     setting.is_trained and data == "photos"
 ):  # it may paint other pixels than the components, not far worse ones
@@ -477,13 +507,32 @@ picture(
 origin = "the book's" if photo_run is None else f"trained here for {photo_run.result['steps']} steps"
 say(
     f"On {'parts of the photographs' if data == 'photos' else 'photographs'} that it never saw, the autoencoder ({origin}) has **{quality['autoencoder', 'test'][0]:.1f} dB**, "
-    f"{quality['autoencoder', 'train'][0] - quality['autoencoder', 'test'][0]:.1f} dB less than on those it learned from; principal components have "
+    f"{abs(gap := quality['autoencoder', 'train'][0] - quality['autoencoder', 'test'][0]):.1f} dB {'less' if gap > 0 else 'more'} than on those it learned from; principal components have "
     f"{quality['principal components', 'test'][0]:.1f} dB. To the eye, as LPIPS-VGG16-HED stands for it, it is "
     + (
         "nearer than they are."
         if quality["autoencoder", "test"][1] < quality["principal components", "test"][1]
         else "no nearer than they are: a perceptual loss needs more steps than these."
     )
+)
+
+# %% [markdown]
+# What do the copies keep of the statistics? A picture that is painted from a latent cannot show more of them than this.
+
+# %%
+of_crops = statistics(held_up["test"])
+of_copies = statistics(experts.reconstruct(autoencoder, held_up["test"], plain)[0])
+has_colour = of_crops["saturation"][:, 0] > GREY
+kept = {}
+for name, x in of_crops.items():
+    rows = has_colour if name in COLOURS_OF else slice(None)
+    wrong = (of_copies[name] - x)[rows].square().mean(0)
+    kept[name] = (1 - wrong / x[rows].var(0, correction=0).clamp_min(1e-12)).mean().item()
+table(
+    [[name, value] for name, value in kept.items()],
+    header=["statistic", "R² of the copy"],
+    caption=f"{n_crops} test crops; hue and saturation of the {int(has_colour.sum())} that have colour.",
+    digits=2,
 )
 
 # %% [markdown]
@@ -497,38 +546,16 @@ say(
 #
 # ## Exercises
 #
-# 1. Which of the eight statistics would a picture and its negative share?
+# 1. Which of the nine statistics would a picture and its negative share?
 # 2. Why may the autoencoder have fewer decibels than the principal components that it began with?
 #
 # ```{admonition} Solutions
 # :class: dropdown
 #
-# 1. Zoom, rotation and texture: they are made of squared differences, which a change of sign leaves alone. Hue turns by half a circle, brightness, mirror and layout change their sign; the
+# 1. Zoom, rotation, contrast and texture: they are made of squared differences, which a change of sign leaves alone. Hue turns by half a circle, brightness, mirror and layout change their sign; the
 #    mean length of the colour differences, saturation, stays too.
 # 2. Principal components are the best linear answer to squared error. A perceptual and an adversarial loss ask for something else, edges at the price of pixels.
 # ```
-
-# %%
-if page.record and photo_run is not None:  # the report run leaves its autoencoder to the quick pages
-    page.keep_weights(
-        "experts_photos",
-        autoencoder,
-        {
-            "kind": "autoencoder",
-            "command": "papermill notebooks/experts_photos.ipynb out.ipynb -f notebooks/params/experts_photos.report.yaml",
-            "licence": "CC BY-SA 4.0",
-            "steps": photo_run.result["steps"],
-            "model": autoencoder.config,
-            "data": f"photos, {image_size} px with factors, {parts['train'].hash}",
-            "commit": photo_run.result["commit"],
-        },
-        scores={
-            "test PSNR (dB), unseen parts of the photographs": quality["autoencoder", "test"][0],
-            "the same on training parts": quality["autoencoder", "train"][0],
-            f"the same of {dim} principal components, test": quality["principal components", "test"][0],
-        },
-        limits="Crops of 13 photographs and textures at 64 px; fine texture is smoothed. No use beyond this book is intended.",
-    )
 
 # %%
 page.finish(runtime)

@@ -13,16 +13,18 @@
 # %% [markdown]
 # # What a network ignores: the evidence
 #
-# {doc}`invariances` and {doc}`invariances_factors` tell the story; this page keeps the books. The rules were written down and committed before the first recorded
-# run. Every number comes from one file a run in `book/results/runs/invariances`, with its seed, device, time and commit.
+# {doc}`invariances` and {doc}`invariances_factors` tell the story; this page has the evidence. The rules were written down and committed before the first recorded
+# run. Each run leaves one file in `book/results/runs/invariances`, with its seed, device, time and commit, and all results below come from these files; what reads *not tested* is still
+# missing runs. {doc}`../notation` says how a verdict is reached.
 #
-# Two claims must show. **I1**: *deeper layers ignore more of the hand while the concept stays*. **I5**: *at the last layer, pictures from the
-# flow are nearer to drawings than those of decoders that were trained to invert it*. The others ask whether diversity grows with depth in a trained
-# network only, whether what is drawn is consistent and what is dropped independent, when in training a network forgets, where an attack takes
-# effect, and whether factors can be exchanged.
+# Two claims must show (★). **I1**: *deeper layers ignore more of the hand while the concept stays*. **I5**: *at the last layer, pictures from the
+# flow are nearer to drawings than those of decoders that were trained to invert it*. The others ask whether pictures of one representation differ more with depth, and only in a trained
+# network (I2); whether they have the representation that they were made from (I3); whether $v$ knows nothing of the answer (I4); whether pictures stay as good up to the last layer (I6); when in
+# training a network forgets (I7); where an attack takes effect (I8); whether factors can be exchanged (I9);
+# and whether the way through the semantic flow and back costs nothing (I10).
 #
 # The experts are those of {doc}`experts` and {doc}`experts_brief`, one of each: a seed sets the start of a flow, its batches and its draws, not the network that is
-# looked at. What is said is said of this network.
+# looked at. So every statement on this page is about one network.
 #
 # | scale | command | what it needs |
 # |---|---|---|
@@ -315,20 +317,21 @@ def inverter_step(
 # %% [markdown]
 # ## The judge
 #
-# A hundred of the namer's concepts are studied, as in the story. All measures are taken on views of their drawings that no flow has learned from.
-# A layer is asked with four pictures of each of 512 such views that the namer names rightly, by the story's measures: of the
-# others, its answer never held the concept. The judge is asked among the hundred.
+# A hundred of the namer's concepts are studied, as in the story. All measures are taken on views of their drawings that no flow has learned from, and only on
+# views that the namer names correctly: of the others its answer never held the concept. From each of 512 such views a layer's flow draws four pictures, and the story's
+# measures are taken on them. The judge chooses among the hundred concepts.
 #
-# - **concept kept**: how often the judge still sees the concept, as part of how often it does so after the autoencoder alone. A flow is asked with all four pictures of a
-#   view, a rival with the one that it has.
-# - **hand above chance**: how much more often than the commonest hand the judge sees the hand of the drawing.
-# - **v explains**: the part of the variance of the latents that lies between pictures of one representation.
-# - **consistency**: cosine of the representation of a picture with that which it was made from, minus that with another's.
-# - **read from v**: how much more often than by chance a linear probe on $v$ tells the concept, and a perceptron (*deep*); both learn from views that no flow has
-#   seen, since on its own a flow has made $v$ look more Gaussian than it is. Both also read the latent itself, where the concept is, or their silence on $v$ would say nothing.
-# - **Fréchet, KID**: distance of the pictures from real test drawings in features of the ImageNet network, which took part in no
-#   loss; Fréchet in the 64 main directions of the real ones. Beside them two floors: one half of the real drawings against the other, and the autoencoder's own reconstructions.
-# - **arrives, stays**: an exchanged factor, and the others, as the story has them.
+# - **concept kept**: how often the judge still sees the concept, as a share of how often it does so after the autoencoder alone. For a flow all four pictures of a
+#   view count, for a rival the one that it has.
+# - **hand above chance**: how much more often the judge sees the drawing's hand than a guess of the commonest hand would be right.
+# - **v explains**: the share of the latents' variance that is left among pictures of one representation.
+# - **consistency**: the cosine between the representation of a picture and the one that it was made from, minus the cosine with another drawing's.
+# - **read from v**: how much more often than by chance a linear probe on $v$ tells the concept, and a perceptron (*deep*). Both learn from views that no flow has
+#   seen, since on its own training views a flow has made $v$ look more Gaussian than it is. Both also read the latent itself, where the concept is; otherwise their silence on $v$ would
+#   say nothing.
+# - **Fréchet, KID**: distance of the pictures, one for each view, from real test drawings in features of the ImageNet network, which took part in no
+#   loss; Fréchet in the 64 main directions of the real ones. Beside them stand two floors: one half of the real drawings against the other, and the autoencoder's own reconstructions.
+# - **arrives, stays**: how much of an exchanged factor arrives, and how much of the others stays, as the story has them.
 
 
 # %% tags=["hide-input"]
@@ -553,9 +556,9 @@ def judge_semantic(bench: Bench, semantic: Any, sizes: list[int], seed: int) -> 
 # %% [markdown]
 # ## Running what is missing
 #
-# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
-# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
-# `make verify-results` replays its first 20 steps: equal losses keep the run.
+# With `record=True` the page trains every run that the rules ask for and no file holds, judges it once on test and writes it down as soon as it
+# ends. Interrupted, it goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results CHAPTER=invariances` replays its first 20 steps: equal losses keep the run.
 
 
 # %% tags=["hide-input"]
@@ -763,6 +766,9 @@ evidence.plots()
 
 # %% [markdown]
 # ## Layer by layer
+#
+# Most tables show means over seeds, an arm in each row. Read the rows of the six layers from `block-2` to `softmax` as a way through the network, and hold those named
+# `untrained` against the same layer of the namer: what both have in common is not due to training.
 
 
 # %% tags=["hide-input"]
@@ -938,8 +944,9 @@ if evidence.comparisons("I5"):
 # %% [markdown]
 # ## While the network learns
 #
-# The paper follows its layers over training: the digit comes, the ground goes, and the curves cross once. Here are networks that were taught for a part of the namer's time. On the
-# left what the pictures of one and the same logits have in common, by flows; on the right what a linear probe reads in every layer, without any flow.
+# The paper follows the layers of a network on ColorMNIST through training: the digit comes, the background goes, and the two curves cross once. Here are networks
+# that were taught for a part of the namer's time. On the left, by flows: what the pictures of the same logits have in common. On the right, without any flow: what a linear probe
+# reads in every layer.
 
 
 # %% tags=["hide-input"]
@@ -1010,7 +1017,7 @@ if len(known) == len(SHORT):
     )
 
 # %% [markdown]
-# What the runs cannot say. One network was looked at, of one build, on drawings of 64 pixels; seeds are those of the flow. A flow of this size
+# **What the runs cannot say.** One network was looked at, of one build, on drawings of 64 pixels; seeds are those of the flow. A flow of this size
 # does not reach the likelihood of a larger one, and what it misses appears as if the layer ignored it: the softmax is the logits up to one number, so what
 # differs between the two is what a flow makes of small numbers, not what the network dropped. The judge errs too: rates
 # are compared with its rate after the autoencoder alone. Four of the six factors stand in the latent because a network was told to read them ({doc}`experts`), so that their exchange is

@@ -14,20 +14,20 @@
 # # What an ImageNet network does not see in a photograph
 #
 # {doc}`invariances` looked into a network that knows emoji. Here the same flow looks into one that knows photographs: EfficientNet-Lite0
-# {cite}`tan2019efficientnet`, taught on ImageNet by others and left as it is. Does it notice the colour of the light? Which
-# way round a picture is? Such networks are said to go by texture and to care little for shape {cite}`geirhos2019imagenet`;
+# {cite}`tan2019efficientnet`, taught on ImageNet by others and left as it is. Does it notice the colour of the light? Does it notice whether a picture is
+# mirrored? Such networks are said to go by texture and to care little for shape {cite}`geirhos2019imagenet`;
 # Rombach, Esser and Ommer {cite}`rombach2020invariances` show it by drawing the pictures that a layer cannot tell apart. On this page we draw them too. {doc}`experts_photos` makes
 # the photographs and the autoencoder, and {doc}`invariances_photos_measured` measures what is seen here.
 # With their photographs and networks on your disk, the pages ask the same of those.
 #
 # **What the paper claims**
 #
-# | | claim | where it is tested |
+# | | claim | where it is tested, for one network and one seed |
 # |---|---|---|
-# | P1 | Deeper layers ignore more, in a network that has learned | {doc}`invariances_photos_measured`, beside a network that has not |
-# | P2 | Pictures with the same representation are seen as the same | there, by encoding them again |
-# | P3 | A layer near the output of an ImageNet network keeps the texture better than the layout | there, over photographs or classes |
-# | P4 | An attack that no eye sees becomes a large change in the last layers | there, against noise of the same size |
+# | Q1 | Deeper layers ignore more, in a network that has learned | {doc}`invariances_photos_measured`, beside a network that has not |
+# | Q2 | Pictures with the same representation are seen as the same | there, by encoding them again |
+# | Q3 | A layer near the output of an ImageNet network keeps the texture better than the layout | there, over photographs or classes |
+# | Q4 | An attack that no eye sees becomes a large change in the last layers | there, against noise of the same size |
 #
 # | scale | command | what it needs |
 # |---|---|---|
@@ -138,8 +138,8 @@ print(runtime.describe())
 # %% [markdown]
 # ## The network
 #
-# Its layers go from maps of places to the probabilities. A crop is enlarged first; that is part of $\Phi$, so a gradient at the crop passes through it. As control there is
-# the same network with random weights, whose norms have the statistics of training crops.
+# Let $z = \Phi(x)$ be what a layer makes of a crop $x$. The layers go from maps of places to the probabilities. A crop is enlarged first; that is part of $\Phi$, so a gradient at the crop passes through it. As control there is
+# the same network with random weights, whose normalisation layers use the statistics of training crops.
 
 
 # %%
@@ -247,8 +247,14 @@ def look_into(
     nets = {f"network at {net.side} px": net, "autoencoder": autoencoder}
     common = (["moments", *columns], describe, nets)
     n_views = setting.n_views
+    counts = {"train": n_views, "validation": 1, "test": 1}
+    first = {
+        "train": 0,
+        "validation": n_views,
+        "test": n_views + 1,
+    }  # or all splits would have the same factors
     known = {
-        split: Outputs(part, *common, n_views if split == "train" else 1, runtime.device)
+        split: Outputs(part, *common, counts[split], runtime.device, first_view=first[split])
         if n_views
         else Fresh(part, *common, runtime.device)
         for split, part in parts.items()
@@ -291,8 +297,8 @@ picture(
 # %% [markdown]
 # ## The flows
 #
-# The flow $v = t(\bar z\,|\,z)$ and its likelihood are those of {doc}`invariances`: whatever $\Phi$ dropped is Gaussian and in $v$. Where photographs are few, a flow could learn them by heart.
-# So the validation split chooses the moment to stop, and the test split is looked at once. The network $H$ that embeds $z$ is that of the page before; for the paper's networks it is the paper's.
+# The flow $v = t(\bar z\,|\,z)$ and its likelihood are those of {doc}`invariances`: $v$ is Gaussian and holds whatever $\Phi$ dropped. Where photographs are few, a flow could learn them by heart.
+# So the validation split chooses the moment to stop, and the test split takes no part in any choice. The network $H$ that embeds $z$ is that of {doc}`invariances`, as wide as the latent; for the paper's networks it is the paper's.
 
 
 # %%
@@ -323,9 +329,13 @@ def learn(study: story.Study, name: str, setting: Setting) -> tuple[Any, RunResu
         setting.learning_rate,
     )
     learning = replace(study, known={**study.known, "test": study.known["validation"]})
-    options: dict[str, Any] = {"best": "nll", "eval_every": max(1, setting.steps // 20)}
+    options: dict[str, Any] = {"best": "nll", "eval_every": max(1, setting.steps // 60)}
     if setting.backbone in CUTS:
         options["build"] = with_paper_h(CUTS[setting.backbone](setting.n_classes)[name])
+    else:
+        options["build"] = partial(
+            story.build_flow, dim_h=setting.dim
+        )  # h is as wide as the latent, as in the paper
     layer, run = story.train_flow(learning, name, recipe, setting.seed, setting.run_dir, **options)
     load_weights(run.folder, {"flow": layer.flow}, which="best")
     return replace(layer, study=study), run
@@ -389,9 +399,9 @@ table(
 lowest, highest = (f(chosen, key=lambda name: runs[name].result["best"]["value"]) for f in (min, max))
 early = [name for name, run in runs.items() if run.result["best"]["step"] < setting.steps / 2]
 say(
-    f"The less a line leaves to say, the more its layer knows: **{lowest}** leaves least, **{highest}** most. "
+    f"The less a line leaves to say, the more of its layer's knowledge the flow has learned to use: **{lowest}** leaves least, **{highest}** most. "
     + (
-        f"Validation was best before half of the steps for {', '.join(early)}: from there on the flow learned its crops by heart, and the rest of the run is not used."
+        f"Validation was best before half of the steps for {', '.join(early)}: from there on the flow learned what holds for its training crops only, and the rest of the run is not used."
         if early
         else "No flow was best before half of its steps: none had begun to learn its crops by heart."
     )
@@ -423,7 +433,7 @@ picture(
     titles=["crop", *(f"v {k + 1}" for k in range(N_DRAWN))],
     quality=85,
     alt="Two crops, and beside each five pictures with the same representation, a row for each layer.",
-    caption="First the crop; then pictures that the layer cannot tell from it, with five draws of v. Not selected.",
+    caption="First the crop; then pictures drawn to have its z, with five draws of v. How near they come is measured on the next page. Not selected.",
 )
 
 # %%
@@ -434,7 +444,7 @@ apart = {
 steady, loose = (f(chosen, key=apart.get) for f in (min, max))
 say(
     f"Draws of one row differ least at **{steady}** ({apart[steady]:.2f} a pixel, in [-1, 1]) and most at **{loose}** ({apart[loose]:.2f}): what differs there is what the layer "
-    f"does not say."
+    f"does not say, or what its flow has not learned to use."
 )
 
 # %% [markdown]
@@ -447,7 +457,7 @@ explorer(
     ),
     {"crop": range(1, len(sample) + 1), "layer": list(flows)},
     alt="A crop and five pictures with its representation; sliders choose crop and layer.",
-    caption="Left the crop, then five pictures that are the same to the layer.",
+    caption="Left the crop, then five pictures drawn to have its representation.",
     scale=1,
     quality=80,
 )
@@ -466,7 +476,7 @@ def play(crop: int, layer: str, temperature: float, number: int) -> None:
     picture(
         torch.cat([study.known["test"].pictures(row), study.decode(z_bar)]),
         columns=8,
-        alt="A crop and seven pictures that the layer cannot tell from it.",
+        alt="A crop and seven pictures drawn to have its representation.",
     )
 
 
@@ -488,7 +498,8 @@ if page.live:
 # |---|---|---|---|
 # | photographs | ImageNet's animals and their faces, as they are | 13 photographs and textures, crops of 64 px with known factors; test parts of the *same* photographs | the paper's at 128 px, but two thirds of the short side, with known factors; a fiftieth or a tenth kept for validation |
 # | network | ResNet-101, AlexNet; ResNet-50 with and without stylised ImageNet for texture | EfficientNet-Lite0 at 128 px; a network that learned nothing as control | AlexNet, ResNet-101, each with a control |
-# | autoencoder | ResNet-101 and BigGAN, 128 px; for texture no encoder at all, BigGAN's own latents | 2.6 M parameters at 64 px, from principal components on | the same small networks at 128 px, 128 numbers |
+# | autoencoder | ResNet-101 and BigGAN, 128 px; for texture no encoder at all, BigGAN's own latents | 2.6 M parameters at 64 px, starting from principal components | the same small networks at 128 px, 128 numbers |
+# | flow | 20 blocks, width 1,024, latents of 128, batches of 16 fresh crops | 12 blocks, width 128, latents of 256, starting from a linear guess; batches of 128 of 16 cached views of each crop | the paper's |
 # | learning rate of a flow | constant | up, then down to nothing; gradients of at most 10 | the paper's at its highest, up and down the same way |
 # | when a flow stops | at a fixed step | where validation is best | where validation is best |
 #

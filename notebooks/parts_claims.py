@@ -14,10 +14,13 @@
 # # Parts that nobody named: the evidence
 #
 # {doc}`parts` tells the story, {doc}`parts_model` builds the model, {doc}`parts_swaps` takes people apart and {doc}`parts_judge` says what is
-# counted, and on whom; this page keeps the books. The rules were written down and committed before the first recorded run. Every number comes from one file a run in `book/results/runs/parts`, with its seed, device, time and commit.
+# counted, and on whom; this page has the evidence. The rules were written down and committed before the first recorded run. Each run left one file in
+# `book/results/runs/parts` (fresh seeds: `parts_seeds`), with its seed, device, time and commit, and all results below come from these files. {doc}`../notation` says
+# how a verdict is reached.
 #
-# Two claims must show. **P1**: *the discovered parts fit true body parts better than k-means does*, of colours and places or of
-# the features of a network that knows photographs, before plain walls and before gradients. **P2**: *the constraint on mutual information
+# Two claims must show (★). **P1**: *the discovered parts fit true body parts better than k-means does*, of colours and places or of
+# the features of a network that knows photographs. It is asked of people who stand in front of plain walls and in front of colour gradients; the tables and the names of
+# claims say *before plain walls* and *before gradients*. **P2**: *the constraint on mutual information
 # leaves less about colours in the shape code*. The other claims take the model apart: does it need pairs, are its parts tied to the
 # body or to the shirt, does each prior do what it is there for, and does the estimate follow its target?
 #
@@ -102,8 +105,8 @@ print(runtime.describe())
 # %% [markdown]
 # ## The ledger
 #
-# All arms of one background share data, networks, steps and the recipe of the story page; a seed sets the networks' start, the batches and
-# the start of k-means. What must show is run first, on plain walls, then on gradients, then the rest. Trials
+# All arms of one background share data, networks, steps and the recipe of the story page. A seed sets the networks' start, the batches and
+# the start of k-means. The arms of the claims that must show are run first, those in front of plain walls, then those in front of gradients; then come the rest. Trials
 # on validation chose the settings of k-means.
 
 # %%
@@ -190,9 +193,9 @@ def alone(data: BodyDataset) -> BodyDataset:
 # %% [markdown]
 # ## Running what is missing
 #
-# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
-# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
-# `make verify-results` replays its first 20 steps: equal losses keep the run.
+# With `record=True` the page trains every run that the rules ask for and no file holds, judges it once on test and writes it down as soon as it
+# ends. Interrupted, it goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results CHAPTER=parts` replays its first 20 steps: equal losses keep the run.
 
 
 # %% tags=["hide-input"]
@@ -440,8 +443,8 @@ if evidence.runs:
 # %% [markdown]
 # ## The same before gradients
 #
-# P3 to P6 are decided before plain walls, where each has its rule. The runs before gradients were judged by the same measures: here are these comparisons
-# once more, with the arms of the other wall. No verdict hangs on them, and they ask for no correction; they say how far a verdict reaches.
+# P3 to P6 are decided in front of plain walls, where each has its rule. The runs in front of gradients were judged by the same measures. So here are these comparisons
+# once more, with the arms of the other wall. No verdict hangs on them, and they are not corrected for their number; they say how far a verdict reaches.
 
 
 # %% tags=["hide-input"]
@@ -603,8 +606,8 @@ if all(sweep.values()):
 # %% [markdown]
 # ## Every seed, not the best
 #
-# A seed **succeeds** if its IoU is above that of the *better* of the two k-means, with the same seed, by more than 0.05. Photographs are behind the
-# people in the third block; nothing was chosen for them: all keep what was chosen before gradients, and are shown as they are.
+# A seed **succeeds** if its IoU is above that of the *better* of the two k-means, with the same seed, by more than 0.05. In the third block photographs stand behind the
+# people. Nothing was chosen for these: every method keeps the settings that were chosen in front of gradients, and all seeds are shown.
 
 # %% tags=["hide-input"]
 MARGIN = 0.05
@@ -733,11 +736,11 @@ if evidence.comparisons("P2") and evidence.comparisons("A4"):
 # %% [markdown]
 # ## Once more, with fresh seeds
 #
-# Two claims must show, in six comparisons; with five seeds four of them hold. The two others stand where more seeds may decide: before
-# gradients the lead over clusters of features, which one seed of five lost, and before plain walls what the constraint takes off the shape code.
+# The two claims that must show make six comparisons, and with five seeds four of them hold. For the two others more seeds may decide. One is the lead over clusters of
+# features in front of gradients, which one seed of five lost. The other is what the constraint takes off the shape code in front of plain walls.
 # So these two are asked **once more**, with seeds that were never used and nothing else changed: fourteen for the first, ten for the
-# second, chosen for the sizes that were seen. A third comparison, A7, has one bottleneck on both sides, so that only the target differs.
-# The rules were committed before the first of these runs, and pay for three comparisons.
+# second, numbers that were chosen for differences of the size seen so far. A third comparison, A7, has the same bottleneck on both sides, so that only the target differs.
+# The rules were committed before the first of these runs, and Holm's correction is over these three comparisons.
 
 # %%
 claims.ledger(AGAIN)
@@ -773,11 +776,11 @@ for claim, (first, place) in PAIRED.items():
         )
 
 # %% [markdown]
-# What the runs cannot say. People are capsules in simple patterns, seen at 64 pixels, in four motions; real clothes fold and
-# hide. The minutes of the ledger are those of training; judging adds about two to each. A run has a sixtieth of the paper's steps, or fewer. k-means is a cheap rival: keypoint methods, which the paper's table holds against its
-# own, are not here. The critic of P2 finds a lower bound: a better reader may find more. And the monitor's estimate, with which
-# the constraint works, equals the information only for the best critic; before that it may lie on either side. Intervals are over seeds of
-# training; the test people are the same sixteen for all. Colours are taken as they are seen, so that some of what is found is light, in both arms.
+# **What the runs cannot say.** People are capsules in simple patterns, seen at 64 pixels, in four motions; real clothes fold and
+# hide. The minutes of the ledger are those of training; judging adds about two to each run. A run has a sixtieth of the paper's steps, or fewer. k-means is a cheap rival: the
+# keypoint methods with which the paper's table compares are not here. The critic of P2 finds a lower bound: a better reader may find more. And the monitor's estimate, by which
+# the constraint is steered, equals the information only for the best critic; before that it may lie on either side. Intervals are over seeds of
+# training; the test people are the same sixteen for all. Colours are measured as they are seen, so that some of what is found is about the light, in both arms.
 # And "the constraint" is the adversary and the bottleneck that follows its monitor together: `free` has neither.
 #
 # **What was seen before.** These are not the first runs. Those below were recorded, shown in this book and withdrawn; their files

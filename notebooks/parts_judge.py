@@ -13,9 +13,10 @@
 # %% [markdown]
 # # What a good part would do
 #
-# {doc}`parts` ends with pictures and one seed. To decide claims somebody has to say beforehand what is counted, on whom, and what a perfect
+# {doc}`parts` ends with pictures and one seed. Before claims can be decided, somebody has to say what is counted, on whom, and what a perfect
 # answer and a useless one would get. This page builds the judge of {doc}`parts_claims`, and tries it on answers that are known: segmenters
-# of one line, and a painter that cannot err.
+# of one line, and a painter that cannot err. P1 to P8 are the paper's claims, as {doc}`parts` lists them; A1 to A6 are questions of our own, which
+# {doc}`parts_claims` asks.
 #
 # | | question | measure |
 # |---|---|---|
@@ -79,8 +80,8 @@ seed_everything(seed)
 # %% [markdown]
 # ## On whom
 #
-# All 640 test images, of people, poses and looks that training has not seen; the assignment of parts to labels comes from the
-# 640 validation images. A model is judged after its last step: no checkpoint is chosen. What all arms on one background share is laid out once.
+# A model is judged on all 640 test images, of people, poses and looks that training has not seen. The assignment of parts to labels comes from the
+# 640 validation images. What counts is the model after its last step: no checkpoint is chosen. The arms on one background share data and recipe, so these are prepared once, in a `Bench`.
 
 
 # %%
@@ -123,7 +124,8 @@ def lay_out(
 # ## Do parts lie on body parts?
 #
 # **IoU** (P1) is the paper's: for each label, the mean over the test images that show it; overall, the mean over the five labels of the body.
-# Recorded beside it, but deciding nothing: the pooled IoU, the IoU with one part a label, that of the figure, and PCK.
+# Recorded too, but deciding nothing, are the pooled IoU; the IoU with at most one part for each label; the IoU of the whole figure; and PCK, the share of joints
+# that a linear map of the parts' centres puts within a given distance of their true place.
 
 
 # %%

@@ -67,9 +67,14 @@ rng = torch.Generator().manual_seed(seed)
 #    \alpha_p &= E_\alpha\bigl(S_p(x_2)\, x_2\bigr), & \hat x_1 &= G\Bigl(\textstyle\sum_p S_p(x_1)\,\alpha_p,\; S(x_1)\Bigr) .
 #    \end{aligned} $$
 #
-# The shape code π is one vector for the whole image, drawn from a Gaussian. A decoder turns it into a map of parts. The
-# same encoder and decoder segment the second image, and from each of *its* parts one appearance vector is taken. The
-# generator gets, at every pixel, the appearance of the part that this pixel belongs to, and the map of parts itself; of the two pictures it sees nothing else.
+# Here $x_1$ and $x_2$ are two images of one person. The shape code π is one vector for the whole image $x_1$, drawn from a Gaussian $q(\pi \mid x_1)$ that an
+# encoder gives. The decoder $D_S$ turns it into a logit for each part and pixel. In training, Gaussian noise ε is added; the softmax over the parts is the map of
+# parts $S$, of which $S_p$ is the mask of part $p$. The same encoder and decoder segment $x_2$, and $E_\alpha$ takes one appearance vector $\alpha_p$ from each of
+# *its* parts. At every pixel the generator $G$ gets the appearance of the part that this pixel belongs to, and the map of parts itself; of the two pictures it
+# sees nothing else.
+#
+# The formula is the paper's, where $E_\alpha$ encodes every masked part alone. The small networks depart from it in two settings of the class below:
+# `appearance="shared"` pools one map of features under the masks, and `has_colour=True` hands each part's mean colour to the generator as it is.
 
 
 # %%
@@ -330,10 +335,11 @@ say(
 # %% [markdown]
 # ### Hard parts with a gradient
 #
-# In training the logits get unit Gaussian noise: a part that wins by less than that does not win for sure. A pixel must
+# In training the logits get unit Gaussian noise: a part that leads by less than that is not sure to win. A pixel must
 # belong to one part wholly, or the generator could mix appearances into anything; but an arg-max has no gradient. The
 # **straight-through** trick uses the hard mask forward and the soft one's gradient backward,
-# $S_h = \operatorname{sg}[\mathrm{onehot} - S] + S$. From the two masks, one appearance vector for each part:
+# $S_h = \operatorname{sg}[\mathrm{onehot} - S] + S$, where onehot marks the part with the largest share and $\operatorname{sg}[\cdot]$ lets no gradient through.
+# Under these masks the appearance encoder takes one vector for each part:
 
 
 # %%
@@ -436,18 +442,20 @@ say(
 # %% [markdown]
 # ## What keeps colours out of the shape
 #
-# Nothing so far forbids π to carry colours. Parts could then follow colours (a striped sleeve in two parts for stripes), and
+# Nothing so far forbids π to carry colours. Parts could then follow colours (a striped sleeve would fall into two parts, one for each colour of the stripes), and
 # nothing would be shared between people. So we measure how much π knows about the appearance, and hold it down.
 #
 # ### Measuring with a critic
 #
-# Let $T(\pi, \alpha)$ tell true pairs from pairs whose α comes from somebody else, by logistic regression,
+# Here α without an index is the appearance of the *whole* partner image, encoded without masks. Let $T(\pi, \alpha)$ tell true pairs from pairs whose α comes from
+# somebody else, by logistic regression,
 #
 # $$ \mathcal L_T = \tfrac12\,\mathbb E_{p(\pi,\alpha)}\bigl[\operatorname{softplus}(-T)\bigr]
 #    + \tfrac12\,\mathbb E_{p(\pi)p(\alpha)}\bigl[\operatorname{softplus}(T)\bigr] . $$
 #
 # The best $T$ is the log density ratio $\log \frac{p(\pi,\alpha)}{p(\pi)p(\alpha)}$, and its mean over true pairs **is** the
-# mutual information. A case with a closed form: two Gaussians with correlation ρ share $-\tfrac12\log(1-\rho^2)$ nats.
+# mutual information. Before $T$ is best, its mean may lie on either side: it is an estimate, not the lower bound of {ref}`primer-information`.
+# A case with a closed form: two Gaussians with correlation ρ share $-\tfrac12\log(1-\rho^2)$ nats.
 
 
 # %%
@@ -511,16 +519,17 @@ say(f"Known: {known_mi:.3f} nats. Estimated by the critic after {len(toy_curve)}
 # %% [markdown]
 # ### A multiplier that finds its own strength
 #
-# How hard should leakage be punished? Nobody knows beforehand, so the paper states what it wants, information below a
-# target, $g = C_0 - (1 - s)\,t \le 0$, and lets an **augmented Lagrangian** find the price:
+# How hard should leakage be punished? Nobody knows beforehand. So the paper states what it wants: the estimate $C_0$ of a first critic $T_0$, its mean over true
+# pairs, shall stay below a target $t$ (`mi_target`), less a share $s$ of it for safety (`mi_slack`). As a constraint that is $g = C_0 - (1 - s)\,t \le 0$, and an
+# **augmented Lagrangian** finds the price λ of breaking it:
 #
 # $$ \mathcal L_\text{adv} = \begin{cases} \lambda g + 2 g^2 & \text{if } 4g \ge -\lambda \\ 0 & \text{else,} \end{cases}
 #    \qquad \lambda \leftarrow \max(0, \lambda + 4 g) . $$
 #
-# The encoder could learn to fool the very critic $T_0$ that it fights. So a second critic $T_1$, which nobody fights, watches,
-# and if *it* finds information, a bottleneck is narrowed: $\mathcal L_\text{vib} = e^{r}\,\mathrm{KL}$ with
-# $r \leftarrow \operatorname{clip}(r + \eta\,(C_1 - t))$. The paper's η is 0.05; ours is 0.5, for runs that are at least sixty times shorter. λ and $r$ change without a gradient; both are kept in checkpoints, or a
-# resumed run would begin with no constraint.
+# The encoder could learn to fool the very critic $T_0$ that it fights. So a second critic $T_1$, which nobody fights, watches. While *its* estimate $C_1$ is above
+# the target, a bottleneck is narrowed: $\mathcal L_\text{vib} = e^{r}\,\mathrm{KL}$ with
+# $r \leftarrow \operatorname{clip}(r + \eta\,(C_1 - t))$, kept within a fixed range. The paper's η is 0.05; ours is 0.5, for runs that are at least sixty times
+# shorter. λ and $r$ change without a gradient. Both are kept in checkpoints, or a resumed run would begin with no constraint.
 #
 # Does the price come out right? Minimise $(x-2)^2$ under $x \le 1$: at the solution the gradient of the objective is
 # $-2$, so λ must end at **2**.
@@ -585,7 +594,7 @@ show(
 # ## What a part should look like
 #
 # Painting well does not yet make parts that deserve the name: a generator could use twenty specks. The paper adds priors on
-# the map. Per image, with $u$ over pixels:
+# the map. Per image, with $u$ over pixels, $l$ the logits, $P$ the number of parts, $a$ a small constant, and $[\cdot]$ equal to 1 where the condition is true, else 0:
 #
 # | prior | formula | wants |
 # |---|---|---|
@@ -594,10 +603,10 @@ show(
 # | sharpness | $-\operatorname{mean}_u \sum_p S_p \log S_p$ | a decision at every pixel |
 # | concentration | $\sum_p$ variance of $S_p / \sum_u S_p(u)$ | a part is one place |
 # | Mumford-Shah | $\sum_p \bigl(\sum_u \min(a\lVert\nabla S_p\rVert^2, 1)\bigr)^2$ | short borders |
-# | patch | $\sum_p \sum_u S_p(u)\,[u \text{ outside a window around } p]$ | no part larger than a window |
+# | patch | $\sum_p \sum_u S_p(u)\,[u \text{ outside a window around the centre of } p]$ | no part larger than a window |
 #
 # The second and the third pull against each other, and that is meant: first explore, then decide. The authors did it by
-# stopping and restarting runs with edited settings, and raised concentration in stairs; here it is a **declared schedule**.
+# stopping and restarting runs with edited settings, and raised concentration in steps; here it is a **declared schedule** ({doc}`parts_learning`).
 
 
 # %%
@@ -696,8 +705,8 @@ table(
 # %% [markdown]
 # ### A prior that kills
 #
-# Concentration has a trap. It adds up the variances of the parts' *shares*, and a part that is nowhere can put its share in one place for
-# nothing. The cheapest map then is one on which few parts live. How much does the prior pay for giving up?
+# Concentration has a trap. It scales the map of each part to a sum of 1 and adds up the variances of these scaled maps. A part that is nowhere can put its scaled map in one
+# place for nothing. So the cheapest map is one on which few parts live. How much does the prior pay for giving parts up?
 
 # %%
 n_parts = 25
@@ -725,11 +734,13 @@ say(
 # %% [markdown]
 # ### A place to begin
 #
-# A random start has a trap too. The first thing that pays is to tell the figure from its ground, and the part that happens to lie a little more on figures
-# than the others takes all of them: its appearance is the figure's, so it gains most, so its share grows, and where a share is next to
-# nothing no gradient arrives. The body is one part, for good. So each part begins with a lead in a cell of its own on a grid, and the lead fades while the
-# decoder learns to say where the part has gone. It adds nothing at the end, and none of it is in the paper. It has a price: before a wall that changes in colour
-# there is much to be painted in every cell, parts stay with theirs, and fewer are left for the body. So the lead is smaller there; validation people decided how small.
+# A random start has a trap too. What pays first is to tell the figure from its ground. The part that happens to lie a little more on figures
+# than the others takes all of them: its appearance is the figure's, so it gains most, so its share grows. And where a share is next to
+# nothing no gradient arrives. The body is then one part, for good.
+#
+# So each part begins with a lead in a cell of its own on a grid: the logits are $D_S(\pi) + h\,c$, with $c$ the grid below and $h$ a weight that falls to 0 while the
+# decoder learns to say where the part has gone. At the end it adds nothing, and none of it is in the paper. It has a price. In front of a wall that changes in colour
+# there is much to paint in every cell, so parts stay with theirs, and fewer are left for the body. Hence the lead is smaller there; how small was chosen on validation people.
 
 
 # %%

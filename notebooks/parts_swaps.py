@@ -22,8 +22,8 @@
 # | P5 | Shape of one image with the appearance of another paints what it should | pictures |
 # | P6 | Changing one part's appearance changes that part only | share of the change |
 #
-# The network is the one that the report run of {doc}`parts` left to the book; for other parameters it is that of the story's run with them, which is
-# made here if there is none yet. {doc}`parts_model` builds it. What its shape code knows of colours, and whether parts stay when clothes change, is asked on
+# The network is the one that the report run of {doc}`parts` stored with the book. If the parameters below ask for another one, it is taken from the story's run with the same
+# parameters; if there is no such run yet, the page makes it. {doc}`parts_model` builds the model. What its shape code knows of colours, and whether parts stay when clothes change, is asked on
 # the story's page, beside a second model that was trained without the constraint; {doc}`parts_claims` has rules, seeds and verdicts.
 #
 # | scale | command | what it needs |
@@ -181,6 +181,9 @@ picture(
 )
 
 # %% [markdown]
+# Read the matrix along a row: the outline should stay, only colours may change. Down a column the colours should stay, only the pose may change. Where a sleeve changes
+# its outline along a row, or its colour down a column, shape and appearance are not apart.
+#
 # ## One piece at a time
 #
 # The assignment tells which parts are torso, legs or head. So only these can be dressed anew, with everything else left as it was.

@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # How fast, beside what
+# # How fast, compared with what
 #
-# A speed means something beside another one, on the same machine, in the same minute. On this page our code and a peer
-# take turns, round after round, and what counts is the ratio of their times within a round: a machine that is busy
+# A speed means something only beside another one, from the same machine in the same minute. On this page our code and a peer
+# take turns, round after round. What counts is the ratio of their times within a round, since a machine that is busy
 # with something else slows both. The table gives the median ratio and the smallest and largest of all rounds; above 1
 # ours is faster.
 #
@@ -73,13 +73,13 @@ print(f"{runtime.describe()}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.
 # %% [markdown]
 # ## The race
 #
-# Both run once before the clock starts. In each round both run once more, now the one first, now the other. Where a row tells memory, both run
-# in processes of their own, so that it can be read when they are done, and warm up on a few hundred items; it counts
-# what was added to the data.
+# Both run once before the clock starts. In each round both run once more, and they take turns in going first. Where a row reports memory, each of the two runs
+# in a process of its own, so that the peak can be read when it is done. It warms up on a few hundred items, and what counts is the peak above the memory that was
+# held before the work, data included.
 #
-# Where it is known how many multiplications and additions the work wants at least, the table also says how near ours
-# comes to the floor: the time that they would take at the rate of a large matrix product, the most that this machine
-# gives.
+# Where we know how many multiplications and additions the work needs at least, the table also says how near ours
+# comes to the floor: the time that they would take at the rate of a large matrix product, the highest rate that this machine
+# reaches.
 
 # %%
 rows: list[Row] = []
@@ -411,9 +411,9 @@ for side, wanted in ((1, 600), (2, 200)):  # images/s on two cores
 # %% [markdown]
 # ## The decoder of parts
 #
-# The page {doc}`parts_model` counts operations: with widths that really fall, the decoder of part maps wants one ninetieth of the
-# released one's. Operations are no seconds. Here both decoders run at the paper's shape, one map of 25 parts at 128 px,
-# forward and backward; and at report scale a whole training step on one pair, VGG-19 at 224 px and all.
+# The page {doc}`parts_model` counts operations: with widths that really fall, the decoder of part maps needs one ninetieth of those
+# of the released decoder. But operations are not seconds. Here both decoders run at the paper's shape, one map of 25 parts at 128 px,
+# forward and backward. At report scale a whole training step on one pair runs too, with VGG-19 at 224 px and all the rest.
 
 # %%
 parts = page.definitions("parts_learning")
@@ -458,10 +458,10 @@ if page.record:
 # %% [markdown]
 # ## Flows
 #
-# The blocks of {doc}`invariances` are those of FrEIA {cite}`freia`, a library for invertible networks: ActNorm, `RNVPCouplingBlock`, permutation. Ours computes the
-# two perceptrons of a half at once, and brings the condition into all blocks by one product. Both get the same weights here and must give the same
-# result. With few labels the condition's products are made once and looked up. A training step is forward, backward and Adam in its fused form; one thread,
-# since matrices of sixteen rows gain nothing from a second.
+# The blocks of {doc}`invariances` are those of FrEIA {cite}`freia`, a library for invertible networks: ActNorm, `RNVPCouplingBlock`, permutation. A coupling changes each half
+# of its input by two perceptrons, one for the scale and one for the shift. Ours computes these two at once, and brings the condition into all blocks by one product. Both get the same weights here and must give the same
+# result. With few labels the products of the condition are made once and looked up, forward and inverse; a training step computes them. Such a step is forward, backward and Adam in its fused form. All of
+# it runs on one thread, since matrices of sixteen rows gain nothing from a second.
 
 
 # %%
@@ -661,14 +661,15 @@ for n, k in sizes:
 # %% [markdown]
 # ## Clusters
 #
-# NMI compares the classes with as many clusters as there are classes: 11,316 of them for Stanford Online Products, 680
-# million similarities in the first round of k-means. Ours holds 256 rows of them, and computes no similarity twice that
-# cannot change an assignment: later rounds compare the centres that moved, and the others only for an embedding whose own
-# centre moved away. The rounds end as soon as no embedding changes its cluster. The peer is again
-# pytorch-metric-learning. Its own k-means, faiss with 20 rounds from random rows, is not among the packages of this book;
-# the same rounds stand in its place, written plainly and in blocks of 256 rows too. Both start from the same rows, so both
-# must end in the same clusters, but for an embedding that lies between two of them up to rounding. faiss itself is faster
-# than these plain rounds: the ratio below is none to faiss. The floor counts the first round alone, as how much the others
+# NMI, normalised mutual information, compares the classes with as many clusters as there are classes: 11,316 of them for Stanford Online Products, 680
+# million similarities in the first round of k-means. Ours holds 256 rows of them at a time, and does not compute again what
+# cannot change an assignment: later rounds look at the centres that moved, and at the others only for an embedding whose own
+# centre moved away. The rounds end as soon as no embedding changes its cluster.
+#
+# The peer is again pytorch-metric-learning. Its own k-means, faiss with 20 rounds from random rows, is not among the packages of this book;
+# the same rounds stand in its place, written plainly and in blocks of 256 rows too. faiss itself is faster
+# than these plain rounds: the ratio below says nothing about faiss. Both start from the same rows, so both
+# must end in the same clusters, except for an embedding that lies between two of them up to rounding. The floor counts the first round alone, as how much the others
 # need depends on the data.
 
 # %%
@@ -713,6 +714,9 @@ for n, k in sizes:
 
 # %% [markdown]
 # ## The table
+#
+# Read the interval before the ratio: where the smallest round is near 1, the gain is not sure. *floor / ours* is the share of our time that the counted operations
+# would take at the machine's highest rate; the field is empty where they were not counted.
 
 # %%
 if page.record:

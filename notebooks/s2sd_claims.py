@@ -13,15 +13,16 @@
 # %% [markdown]
 # # S2SD: the evidence
 #
-# {doc}`s2sd` tells the story; this page keeps the books. The rules were written down and committed before the first recorded
-# run. Every number comes from one file a run in `book/results/runs/s2sd`, with its seed, device, time and commit.
+# {doc}`s2sd` tells the story; this page has the evidence. The rules were written down and committed before the first recorded
+# run. Each run left one file in `book/results/runs/s2sd` (at 128 pixels: `s2sd_128px`), with its seed, device, time and commit, and all results below come from these files.
+# {doc}`../notation` says how a verdict is reached.
 #
-# **Claim C1**, which must show: *at a fixed small dimension, S2SD retrieves unseen classes better than the same objective
-# alone*, for multisimilarity and for the margin loss. The others take it apart: which part brings it, for which
-# dimension, through which layers. Two things could make it hollow, and there is an arm for each. Heads with objectives of their own
+# **Claim C1**, the one that must show (★): *at a fixed small dimension, S2SD retrieves unseen classes better than the same objective
+# alone*, for multisimilarity and for the margin loss. The other claims take the method apart: which part brings a gain, for which
+# dimension, through which layers. Two things could make a gain hollow, and there is an arm for each. Heads with objectives of their own
 # may help without teaching (`ms-32-heads`). And a step with heads takes longer, so one arm trains the plain objective for
-# **more steps** (`ms-32-longer`): 1.35 times as many, which trials had taken to last as long. In the ledger below the arm still takes less time a
-# seed than `ms-32-msdf`, so that it does not settle what the plain objective makes of the same time. All of these are trained on pictures of 64 pixels; near the end one question is
+# **more steps** (`ms-32-longer`): 1.35 times as many, which took equally long in trials. In the ledger below this arm still takes less time a
+# seed than `ms-32-msdf`, so it does not settle what the plain objective makes of the same time. All of these are trained on pictures of 64 pixels; near the end one question is
 # asked once more at 128.
 #
 # | scale | command | what it needs |
@@ -76,10 +77,11 @@ print(runtime.describe())
 # %% [markdown]
 # ## The ledger
 #
-# An arm's name says objective, dimension and what stands beside the embedding. All arms share data, batches, backbone and
+# An arm's name says objective, dimension and what stands beside the embedding: `heads` do not teach, `dsd` is one head that teaches, `msd` are four, `msdf` four and the pooled
+# features, `msdfa` the same from maximum and average pooling; the ledger says the rest. All arms share data, batches, backbone and
 # steps; only `ms-32-longer` has more of them. Plain arms learn at a rate of 3e-4, the best of three; arms with heads at 5e-4, the rate at
-# which γ was chosen. In the two `frozen` arms nothing learns but the heads: they show whether the gain
-# needs the backbone.
+# which γ, the weight of the teaching, was chosen. In the two `frozen` arms the backbone does not learn, only what stands behind it: the map to the embedding and, in one of them, the heads. They show
+# whether the gain needs the backbone.
 
 # %%
 claims.ledger("s2sd")
@@ -117,7 +119,7 @@ ARMS = {
     "frozen-32": {},
     "frozen-32-msdf": TAUGHT,
 }
-STRETCH = {"ms-32-longer": 1.35}  # steps of this arm over those of the others: equal time, measured
+STRETCH = {"ms-32-longer": 1.35}  # steps of this arm over those of the others: meant as equal time, by trials
 N_VIEWS = 4
 STAGE = 6  # the first that learns
 N_CHECKS = 4  # looks at validation in a run; the best is kept
@@ -200,9 +202,9 @@ def judge(
 # %% [markdown]
 # ## Running what is missing
 #
-# With `record=True` every run that the rules ask for and that no file holds is trained, judged once on test and written down
-# as soon as it ends. Interrupted, the page goes on where it stopped. When the code that a run rests on has changed,
-# `make verify-results` replays its first 20 steps: equal losses keep the run.
+# With `record=True` the page trains every run that the rules ask for and no file holds, judges it once on test and writes it down as soon as it
+# ends. Interrupted, it goes on where it stopped. When the code that a run rests on has changed,
+# `make verify-results CHAPTER=s2sd` replays its first 20 steps: equal losses keep the run.
 
 # %% tags=["hide-input"]
 CHAPTER = "s2sd"
@@ -431,10 +433,10 @@ if evidence.comparisons("C1"):
 # %% [markdown]
 # ## The same question at 128 pixels
 #
-# C1 is the claim of the chapter, and at 64 pixels it was *not reproduced*, although its intervals lie above zero: neither survives paying for
-# all comparisons. It may be that drawings of 64 pixels hold too little to learn from: stage 6, the first that learns, sees maps
+# C1 is the claim of the chapter, and at 64 pixels it was *not reproduced*, although both its intervals lie above zero: neither comparison survives the correction for
+# all comparisons of the chapter. It may be that drawings of 64 pixels hold too little to learn from: stage 6, the first that learns, sees maps
 # of 4 × 4. So the half of C1 that is about multisimilarity is asked **once more**: at 128 pixels, where these maps are 8 × 8, with five
-# seeds that were never used, one comparison and nothing else to pay for, and rules that were committed before the first of these runs.
+# seeds that were never used, one comparison, so that there is nothing to correct for, and rules that were committed before the first of these runs.
 #
 # Nothing was tuned for this size. Learning rates, γ, steps, batches and what learns (the last five blocks and the last
 # convolution) are those of `ms-32` and `ms-32-msdf` above. The inputs of stage 6 for four views of each picture are computed once
@@ -496,7 +498,7 @@ if again.get("comparisons") and evidence.comparisons("C1"):
     )
 
 # %% [markdown]
-# What the runs cannot say. The regime is the paper's in kind, a pretrained backbone fine-tuned at a low rate with classes
+# **What the runs cannot say.** The regime is the paper's in kind, a pretrained backbone fine-tuned at a low rate with classes
 # that test does not share, but it is short: about thirteen looks at each picture, on pictures of 64 pixels (C1 also on 128), with eleven of
 # the sixteen blocks frozen. γ was chosen at 400 steps for the objective, not for every dimension. Each arm's three trials are
 # in the ledger.

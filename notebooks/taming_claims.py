@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Taming Transformers: the evidence
 #
-# {doc}`taming` tells the story; this page keeps the books. It opens with the rules, which were written down and
-# committed before the first recorded run, then runs what is missing, and ends with verdicts. Every number comes from
-# one file a run in `book/results/runs/taming`, with its seed, device, time and commit.
+# {doc}`taming` tells the story; this page has the evidence. The rules were written down and committed before the first recorded run. Below come the
+# ledger of the runs, the code that trains and judges them, and the verdicts. Each run left one file in `book/results/runs/taming`, with its seed, device, time and commit, and
+# all results come from these files. {doc}`../notation` says how a verdict is reached.
 #
 # **Claim C1.** *At equal code length and budget, perceptual and adversarial training lowers the perceptual error,
 # while PSNR falls.* The paper shows it as reconstruction FID on ImageNet. Two things could make such a finding hollow,
@@ -78,9 +78,10 @@ print(runtime.describe())
 # %% [markdown]
 # ## The ledger
 #
-# The arms share codebook, code length, data, batches and optimiser. Three differ in the loss alone: squared error, L1
-# with the perceptual loss, and the same with a discriminator. Since a step of the first is cheaper, a second control takes
-# as many steps as last **as long by the clock**. The last arm is the VQGAN with the authors' 32 groups of the normalisation.
+# The arms share the size of the codebook, code length, data, batches and optimiser. Three differ in the loss, and in the learning rate that suits it best
+# (below): squared error, L1 with the perceptual loss, and the same with a discriminator. A step of the first is cheaper. So a second control trains
+# with the squared error for as many steps as take **as long by the clock**. The last arm is the VQGAN with the authors' 32 groups of the
+# normalisation, which here are single channels.
 
 # %%
 claims.ledger("taming")
@@ -217,10 +218,10 @@ def trials(
 # %% [markdown]
 # ## The judge
 #
-# **LPIPS-VGG16-HED** has the form of LPIPS over a VGG-16 that was fine-tuned to find edges; no arm was trained with
-# it (the VGG-19 of the perceptual loss is another network, though a relative). Its weights per channel were learned by
-# LPIPS for another training of VGG-16; what they bring is the balance between layers. **KID-VGG16-HED** compares the two sets
-# of images instead of the pairs. Neither may stand beside a number of the paper. PSNR needs no network.
+# **LPIPS-VGG16-HED** has the form of LPIPS over a VGG-16 that was fine-tuned to find edges. No arm was trained with
+# it: the VGG-19 of the perceptual loss is another network, though a relative. Its weights per channel were learned by
+# LPIPS for a VGG-16 with other weights; what they bring is the balance between layers. **KID-VGG16-HED** compares the two sets
+# of images instead of the pairs; all its values below are in units of 1e-3. Neither may stand beside a number of the paper. PSNR needs no network.
 
 
 # %% tags=["hide-input"]
@@ -259,7 +260,7 @@ class DeepFeatures(torch.nn.Module):
 
 
 # %% [markdown]
-# The judge must pass a test itself: more blur and more noise must always cost more, and the same image nothing.
+# The judge must pass a test itself: more noise must always cost more, and the same image nothing.
 
 # %%
 train = load(data, "train", image_size, root=data_root)
@@ -373,8 +374,8 @@ if not claims.missing("taming"):
 # %% [markdown]
 # ## What it looks like
 #
-# The same ten test drawings, chosen at random, through the networks of the first seed. Every row spells them with 64
-# codes out of 256.
+# The same ten test drawings, chosen at random, through the networks of the first seed. Every row below the originals spells them with 64
+# codes out of 256. **Look** at thin lines and at flat ground: which row blurs the lines, which leaves stains on the ground? Then compare with the numbers of the next section.
 
 # %%
 pictured = {run["arm"]: run["extra"]["picture"] for run in recorded if "picture" in run["extra"]}
@@ -425,15 +426,15 @@ if all(claim["comparisons"] for claim in decided.values()):
     )
 
 # %% [markdown]
-# What the runs cannot say. They are short, and every arm is still improving when it ends: the comparison is one of early
+# **What the runs cannot say.** They are short, and every arm is still improving when it ends: the comparison is one of early
 # training, and the paper's networks train far longer. All drawings are small and most lie on white, where the squared
 # error does well.
 #
 # **What was seen before.** These are not the first runs. The table below lists what was recorded, shown in this book and
-# then withdrawn; the old files are in the history under the commit named. What decides C1 has stayed the same but for the
-# second control, which now takes as long by the clock instead of twice the steps. The design of the critic was chosen on
-# validation drawings, with a seed that is not among the five, and among ten variants by the very measure that decides C1 and A1: the
-# arms with a critic had that much more tuning than the six rates of the ledger say.
+# then withdrawn; the old files are in the history under the commit named. The rule of C1 is the old one, except that the second control
+# now takes as long by the clock instead of twice the steps. The design of the critic was chosen on
+# validation drawings, with a seed that is not among the five, and among ten variants by the very measure that decides C1 and A1. So the
+# arms with a critic had more tuning than the six rates of the ledger say.
 
 # %%
 table(

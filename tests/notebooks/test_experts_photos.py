@@ -107,7 +107,20 @@ def test_a_mirror_changes_the_sign_of_the_odd_part(page, images):
 def test_layout_is_the_mean_of_squares(page, images):
     layout = page.statistics(images)["layout"].unflatten(1, (4, 4))
     luma = yiq(images)[:, 0]
-    close(layout[2, 1, 3], luma[2, 16:32, 48:].mean() - luma[2].mean())
+    squares = luma.unflatten(1, (4, 16)).unflatten(3, (4, 16)).mean((2, 4))
+    spread = squares[2].sub(luma[2].mean()).square().mean().sqrt()
+    close(layout[2, 1, 3], (luma[2, 16:32, 48:].mean() - luma[2].mean()) / (spread + 2 / 255))
+
+
+def test_texture_and_layout_do_not_know_the_contrast(page):
+    """Half the contrast about grey moves one number, the level, by log 4, and nothing else."""
+    coarse = torch.randn(6, 3, 4, 4, generator=gen(1)).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    x = torch.randn(6, 3, SIDE, SIDE, generator=gen()) + coarse
+    one, other = page.statistics(x), page.statistics(x / 2)
+    close(one["contrast"] - other["contrast"], torch.full((6, 1), math.log(4)), atol=0.01)  # the floor counts
+    close(one["texture"], other["texture"], atol=0.01)
+    close(one["layout"], other["layout"], atol=0.05)
+    assert one["contrast"].shape == (6, 1) and one["texture"].mean(1).abs().max() < 1e-5
 
 
 def test_a_rotation_turns_the_slant_by_twice_its_angle(page):

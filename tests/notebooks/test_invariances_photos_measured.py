@@ -70,6 +70,48 @@ def test_agreement_equals_r_when_the_truth_is_one_more_draw_and_falls_when_the_d
     close(page.agreement(sure, drawn[:, 0]).mean(), torch.tensor(1 - 2.01 / 4.01), atol=0.03)
 
 
+def test_to_know_the_photograph_alone_is_worth_nothing_beyond_it(page):
+    """Half of what varies within photographs known: A beyond them is a half, whatever lies between them."""
+    subject = torch.arange(4000) % 13
+    offset = 3 * torch.randn(13, 2, generator=gen())[subject]
+    for known, wanted in ((0.0, 0.0), (1.0, 0.5)):
+        shared = known * torch.randn(4000, 1, 2, generator=gen(1))
+        drawn = offset[:, None] + shared + torch.randn(4000, 4, 2, generator=gen(2))
+        truth = offset + shared[:, 0] + torch.randn(4000, 2, generator=gen(3))
+        assert page.agreement(drawn, truth).mean() > 0.75
+        close(
+            page.agreement(*page.about_subject(drawn, truth, subject)).mean(), torch.tensor(wanted), atol=0.03
+        )
+
+
+def test_the_mean_of_a_photograph_is_that_of_its_crops(page):
+    drawn, truth = torch.randn(5, 2, 3, generator=gen()), torch.randn(5, 3, generator=gen(1))
+    subject = torch.tensor([7, 2, 7, 7, 2])
+    less, own = page.about_subject(drawn, truth, subject)
+    for k in range(5):
+        middle = torch.stack([truth[i] for i in range(5) if subject[i] == subject[k]]).mean(0)
+        close(own[k], truth[k] - middle)
+        close(less[k], drawn[k] - middle)
+
+
+def test_scrambled_images_have_the_same_squares_in_another_order(page):
+    x = torch.randn(3, 3, 32, 32, generator=gen())
+    y = page.scrambled(x, gen(1))
+    assert y.shape == x.shape and not torch.equal(x, y)
+
+    def squares(image):
+        found = [
+            image[:, i : i + 8, j : j + 8].flatten().tolist()
+            for i in range(0, 32, 8)
+            for j in range(0, 32, 8)
+        ]
+        return found, sorted(found)
+
+    for before, after in zip(x, y, strict=True):
+        (order, kept), (other_order, other) = squares(before), squares(after)
+        assert kept == other and order != other_order
+
+
 def test_means_by_subject_weigh_photographs_alike(page):
     values = torch.tensor([1.0, 2.0, 3.0, 10.0])
     assert page.by_subject(values, torch.tensor([4, 4, 4, 0])).tolist() in ([2, 10], [10, 2])
