@@ -443,7 +443,11 @@ READINGS = {
     "C3": "Self-supervision on the discriminative head itself, and on a head of its own",
     "C4": "Four relations, or four times the same",
     "C5": "Keeping heads apart: no decorrelation, and ten times as much",
+    "C6": "The best of the other heads alone against the discriminative one, and all together against it",
+    "C7": "Noise contrast weighted by distance against plain, against weights normalised over the batch, and the other way round",
+    "C8": "How steep the spectrum is and how far classes collapse, against one head of 256; and the first head at half its weight",
     "A1": "The same minutes spent on one head",
+    "A2": "Ranking inside classes of four images, or holding two images of a class apart",
     "A3": "By how much DiVA's gain over one head is larger with 100 training classes than with all 948",
 }
 evidence.read(READINGS)

@@ -430,6 +430,17 @@ if evidence.comparisons("C1"):
         f"steady differences survive that. An interval above zero without a verdict means: likely, not shown."
     )
 
+# %% tags=["hide-input"]
+READINGS = {
+    "C3": "By how much the gain at 16 dimensions is larger than at 32, and at 32 than at 128",
+    "C5": "Narrower heads, 32 to 128 numbers, and heads twice as wide",
+    "C6": "Teachers that are pulled by the student: the embedding, and the features",
+    "C7": "How steep the spectrum is, and how far classes collapse",
+    "C8": "What S2SD brings, beside half of what 1,024 dimensions have over 32",
+    "A3": "Maximum + average pooling for the teachers at 32 dimensions; and MSDF at 64",
+}
+evidence.read(READINGS)
+
 # %% [markdown]
 # ## The same question at 128 pixels
 #
