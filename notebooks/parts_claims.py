@@ -486,7 +486,7 @@ if rows:
     table(
         rows,
         header=["claim", "comparison", "wall", "left", "right", "seeds on its side", "p, one-sided"],
-        caption="Comparisons of P3 to P6 before both walls: means over seeds, and a paired t-test of each by itself.",
+        caption="Comparisons of P3 to P6 in front of both walls: means over seeds, and a paired t-test of each by itself.",
         digits=3,
     )
     lost = [
@@ -496,7 +496,7 @@ if rows:
     ]
     kept = sum(p["plain"] <= 0.05 and p.get("gradient", 1.0) <= 0.05 for p in fates.values())
     say(
-        f"Of the comparisons that are clear by themselves before plain walls, {kept} are so before gradients too. "
+        f"Of the comparisons that are clear by themselves in front of plain walls, {kept} are so in front of gradients too. "
         + (f"**What does not carry over** is {'; and '.join(lost)}." if lost else "None is lost there.")
     )
 
@@ -532,7 +532,7 @@ if {"ours", "kmeans-features"} <= set(labelled):
     ours_feet, rival_feet = (evidence.over_seeds(arm, feet) for arm in ("ours", "kmeans-features"))
     ours_pck, rival_pck = (evidence.over_seeds(arm, pck) for arm in ("ours", "kmeans-features"))
     say(
-        f"Feet are the weak place: {np.mean(ours_feet):.3f} before plain walls, with a part of their own in {sum(x > 0.01 for x in ours_feet)} of {len(ours_feet)} seeds, against "
+        f"Feet are the weak place: {np.mean(ours_feet):.3f} in front of plain walls, with a part of their own in {sum(x > 0.01 for x in ours_feet)} of {len(ours_feet)} seeds, against "
         f"{np.mean(rival_feet):.3f} of clusters of features. And as landmarks the centres of the parts are no better than those of these clusters: "
         f"{np.mean(ours_pck):.3f} of the joints within 5 % against {np.mean(rival_pck):.3f}, better in "
         f"{sum(a > b for a, b in zip(ours_pck, rival_pck, strict=True))} of {len(ours_pck)} seeds. The lead of P1 lies in {leading[0]} ({gain[leading[0]]:+.2f}) and {leading[1]} ({gain[leading[1]]:+.2f})."
@@ -671,9 +671,11 @@ if by_wall:
     say(
         "Success rate: "
         + ", ".join(
-            f"**{a} of {n}** before {wall} walls" for wall, (a, n) in rates.items() if wall != "photo"
+            f"**{a} of {n}** in front of {wall} walls" for wall, (a, n) in rates.items() if wall != "photo"
         )
-        + "".join(f"; {a} of {n} before photographs" for wall, (a, n) in rates.items() if wall == "photo")
+        + "".join(
+            f"; {a} of {n} in front of photographs" for wall, (a, n) in rates.items() if wall == "photo"
+        )
         + "."
     )
 
