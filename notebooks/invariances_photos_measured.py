@@ -619,8 +619,14 @@ say(
         else "both matter alike"
     )
     + (
-        f". In the network that learned nothing it is {pairs[UNTRAINED[1]][0]:.2f} and {pairs[UNTRAINED[1]][1]:.2f}, so that learning has shifted the weight towards "
-        + ("texture." if by_texture[""] > by_texture[UNTRAINED[1]] else "layout.")
+        f". In the network that learned nothing it is {pairs[UNTRAINED[1]][0]:.2f} and {pairs[UNTRAINED[1]][1]:.2f}, so that learning has "
+        + (
+            "shifted the weight towards texture."
+            if by_texture[""] > 1.1 * by_texture[UNTRAINED[1]]
+            else "shifted the weight towards layout."
+            if by_texture[""] < 0.9 * by_texture[UNTRAINED[1]]
+            else "hardly shifted the weight."
+        )
         if UNTRAINED[1] in pairs
         else "."
     )
