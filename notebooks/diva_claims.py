@@ -437,7 +437,7 @@ if evidence.comparisons("C1"):
     )
 
 
-# %%
+# %% tags=["hide-input"]
 READINGS = {
     "C2": "What a relation adds, in points of Recall@1, to one head of 64 or to the three others",
     "C3": "Self-supervision on the discriminative head itself, and on a head of its own",

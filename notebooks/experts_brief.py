@@ -249,6 +249,10 @@ say(
     f"{found[f'{kept} numbers, before'][2]:.0%}, in the drawings {found['the drawings'][2]:.0%}; the namer "
     f"{found[f'{kept} numbers, after'][4]:.0%}, before {found[f'{kept} numbers, before'][4]:.0%}."
 )
+say(
+    f"In squared error the {kept} numbers have {found[f'{kept} numbers, after'][0]:.1f} dB on new views of the concepts that the decoder learned; all {codes.shape[1]} numbers, with the decoder that "
+    f"also paints concepts it has never seen, have {found[f'all {codes.shape[1]} numbers'][0]:.1f} dB on the same views."
+)
 
 # %%
 if steps >= 300:
@@ -268,7 +272,7 @@ if page.record:
             "commit": run.result["commit"],
         },
         scores={
-            "test PSNR (dB), unseen views": found[f"{kept} numbers, after"][0],
+            "PSNR (dB), new views of the concepts it learned": found[f"{kept} numbers, after"][0],
             "concept named by the judge": found[f"{kept} numbers, after"][2],
         },
         limits=f"Knows the drawings of {n_concepts} concepts; what else it is given it paints in their manner. No use beyond this book is intended.",

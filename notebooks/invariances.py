@@ -864,6 +864,10 @@ def named_rightly(study: Study, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
 
 
+if not is_trained:
+    say(
+        f"The flows of this run took {steps} steps and hardly know their condition yet: **the sentences below speak of the flows, not of the network**."
+    )
 measured_rows = named_rightly(study, 256 if is_trained else 64)
 found = {
     name: measure(layer, measured_rows, derived_generator(seed, "measure", name))
@@ -996,7 +1000,7 @@ picture(
 # ## An attack, seen from inside
 #
 # A small step along the sign of the gradient {cite}`goodfellow2015explaining` makes the namer say something else, and no eye sees it. Where in the network does the
-# change become large? Keep $v$ of the clean drawing, take $z$ of the attacked one, and paint what the layer now stands for. The control is
+# change become large? (Here the namer, too, answers among the hundred concepts.) Keep $v$ of the clean drawing, take $z$ of the attacked one, and paint what the layer now stands for. The control is
 # noise of the same size in random directions.
 
 

@@ -602,16 +602,20 @@ def race_flows(dim: int, width: int, n_blocks: int, labels: int = 0, batch: int 
     with torch.no_grad():
         torch.testing.assert_close(flow(x, cond), peer(x, embedder(cond)), rtol=1e-5, atol=1e-5)
         known = flow.project(torch.arange(labels)) if labels else None
+        embedded = embedder(torch.arange(labels)) if labels else None  # the peer may keep this much
 
     def given():
         return cond if known is None else known[cond]
+
+    def theirs_given():
+        return embedder(cond) if embedded is None else embedded[cond]
 
     here = partial(race, device=torch.device("cpu"))  # where all of this lies, whatever the page runs on
     n_weights = sum(p.numel() for p in flow.parameters() if p.ndim > 1)
     end = f", {labels} labels" if labels else ""
     passes = {
-        "forward": (lambda: flow(x, given()), lambda: peer(x, embedder(cond))),
-        "inverse": (lambda: flow.inverse(x, given()), lambda: peer.inverse(x, embedder(cond))),
+        "forward": (lambda: flow(x, given()), lambda: peer(x, theirs_given())),
+        "inverse": (lambda: flow.inverse(x, given()), lambda: peer.inverse(x, theirs_given())),
     }
     for kind, (ours, theirs) in passes.items():
         calls = repeated(ours, times, False), repeated(theirs, times, False)

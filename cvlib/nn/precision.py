@@ -18,8 +18,11 @@ __all__ = ["exact_products", "quick_bf16", "without_autocast"]
 _PRODUCTS = (F.conv2d, F.linear)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which operations keep the type of their inputs on the device of ``x``.
+@contextmanager
+def without_autocast(x: Tensor) -> Iterator[None]:
+    """Give a context in which operations keep the type of their inputs on the device of ``x``.
+
+    On a card products are not rounded to TF32 either, see :func:`exact_products`.
 
     >>> x = torch.ones(2, 2)
     >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast(x):
@@ -27,8 +30,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     torch.float32
     """
     if x.device.type == "meta":  # shapes without numbers: there is no autocast to leave
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+        yield
+        return
+    exact = exact_products() if x.device.type == "cuda" else nullcontext()
+    with torch.autocast(x.device.type, enabled=False), exact:
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from cvlib.nn import experts
 from cvlib.nn.backbones import EfficientNetLite0
 from cvlib.nn.experts import Judge
 from cvlib.nn.vae import VectorAutoencoder
-from cvlib.train import Runtime
+from cvlib.train import Runtime, weights_metadata
 from cvlib.train.weights import save_weights
 
 
@@ -269,3 +269,9 @@ def test_the_three_experts_are_loaded_by_name(tmp_path):
                 torch.testing.assert_close(said, own)
             assert not any(p.requires_grad for p in net.parameters())
     assert found.autoencoder.config["dim"] == 3
+
+
+def test_the_books_autoencoder_keeps_22_db_of_concepts_it_has_never_seen():
+    weights = Path(__file__).resolve().parents[2] / "book" / "results" / "weights"
+    known = weights_metadata(weights / "experts_autoencoder.safetensors")
+    assert known["scores"]["test PSNR (dB), unseen concepts"] >= 22

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,16 @@ def test_a_backbone_under_autocast_gives_the_same_features(old_cpu, monkeypatch)
     assert quick.dtype == plain.dtype == torch.bfloat16
     error = (quick.float() - plain.float()).norm() / plain.float().norm()
     assert error < 0.5 * (plain.float() - exact).norm() / exact.norm()
+
+
+def test_where_autocast_stays_out_a_card_multiplies_exactly():
+    on_a_card = SimpleNamespace(device=torch.device("cuda"))
+    torch.set_float32_matmul_precision("high")
+    try:
+        with without_autocast(on_a_card):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+        with without_autocast(torch.ones(1)):
+            assert torch.get_float32_matmul_precision() == "high"  # nothing to do for a CPU
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -379,3 +379,17 @@ def test_a_trained_flow_is_judged_at_its_end_and_recognised(page, study, tmp_pat
     assert second.folder == run.folder and again.nll() == pytest.approx(layer.nll(), abs=1e-6)
     _, other = page.train_flow(study, "softmax", recipe, 1, str(tmp_path), quiet=True)
     assert other.folder != run.folder
+
+
+def test_a_reader_may_draw_again(page, study, flows, monkeypatch):
+    """The live cell: the same number draws the same pictures, temperature 0 the same picture seven times."""
+    shown = []
+    for name, value in {"flows": flows, "study": study}.items():
+        monkeypatch.setattr(page, name, value, raising=False)
+    monkeypatch.setattr(page, "picture", lambda pictures, **_: shown.append(pictures))
+    for temperature, number in ((1.0, 0), (1.0, 0), (1.0, 1), (0.0, 0)):
+        page.play(3, "softmax", temperature, number)
+    first, again, other, still = shown
+    assert len(first) == 8 and torch.equal(first, again) and not torch.equal(first, other)
+    torch.testing.assert_close(first[0], study.known["test"].pictures(torch.tensor([3]))[0])
+    torch.testing.assert_close(still[1:], still[1:2].expand(7, -1, -1, -1))

@@ -118,12 +118,18 @@ def test_what_is_read_in_layers_is_a_probe_of_each(page, monkeypatch):
         return {"concept": 0.5, "hand": 0.25}
 
     monkeypatch.setattr(page.story, "probe", probe)
+    bench = SimpleNamespace(readings={})
     study = SimpleNamespace(
-        probed=torch.arange(6), z=lambda split, name, rows=None: torch.zeros(6 if split == "train" else 4, 3)
+        known={"train": SimpleNamespace(hash="some")},
+        probed=torch.arange(6),
+        z=lambda split, name, rows=None: torch.zeros(6 if split == "train" else 4, 3),
     )
-    found = page.read_in_layers(study)
+    found = page.read_in_layers(bench, study)
     assert len(asked) == len(page.story.LAYERS) and set(asked) == {((6, 3), (4, 3))}
     assert found[f"{page.story.LAYERS[0]}: hand"] == 0.25 and len(found) == 2 * len(page.story.LAYERS)
+    assert page.read_in_layers(bench, study) == found and len(asked) == len(
+        page.story.LAYERS
+    )  # once for all seeds
 
 
 def test_a_random_block_is_as_large_as_the_factor_and_comes_from_the_donor(page):

@@ -39,6 +39,28 @@ def test_names_with_the_flow_before_them(golden):
         assert torch.equal(convert_flow(released)[key], value)
 
 
+def test_a_translator_with_batch_norm_comes_out_of_a_larger_checkpoint(golden, tmp_path):
+    """As net2net stores it: the flow below ``flow.``, H with BatchNorm, other networks beside."""
+    _, state = golden("cinn")
+    sizes = (6, 256, 256, 256, 5)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes[:-1]):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.LeakyReLU()]
+    net = nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
+    for _ in range(3):  # statistics that let a mistake show
+        net(torch.randn(50, 6) * 3 + 1)
+    blocks = {key: value for key, value in state.items() if not key.startswith("embedder")}
+    kept = blocks | {f"embedder.main.{key}": value for key, value in net.state_dict().items()}
+    whole = {f"flow.{key}": value for key, value in kept.items()} | {"first_stage_model.w": torch.zeros(1)}
+    torch.save({"state_dict": whole}, tmp_path / "translator.ckpt")
+    embedder = VectorEmbedder(sizes, norm="batch")
+    flow = load_flow(
+        ConditionalFlow(8, 32, n_blocks=3, embedder=embedder), tmp_path / "translator.ckpt", "flow."
+    )
+    cond = torch.randn(4, 6)
+    torch.testing.assert_close(flow.eval().embedder(cond), net.eval()(cond))
+
+
 def test_a_wide_flow_is_stored_the_other_way_and_gives_the_same(golden):
     """Rows of zeros widen the nets without changing what they say."""
     wanted, state = golden("cinn")
