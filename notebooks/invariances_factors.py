@@ -93,7 +93,7 @@ study = story.open_study(namer, autoencoder, judge, image_size, n_views, runtime
 n_test = len(study.known["test"])
 sample = torch.linspace(0, n_test - 1, min(8, n_test)).long()
 shown = study.known["test"].pictures(sample)
-measured_rows = story.named_rightly(study, 256)
+measured_rows = story.named_rightly(study, 16 if page.smoke else 256)
 
 # %% [markdown]
 # ## A place for every factor
