@@ -769,8 +769,8 @@ evidence.plots()
 # %% [markdown]
 # ## Layer by layer
 #
-# Most tables show means over seeds, an arm in each row. Read the rows of the six layers from `block-2` to `softmax` as a way through the network, and hold those named
-# `untrained` against the same layer of the namer: what both have in common is not due to training.
+# Most tables show means over seeds, an arm in each row. Read the rows of the six layers from `block-2` to `softmax` as a way through the network, and compare those named
+# `untrained` with the same layer of the namer: what both have in common is not due to training.
 
 
 # %% tags=["hide-input"]
@@ -956,11 +956,8 @@ def start_and_peak(arm: str) -> tuple[float, float]:
     return float(begun), float(np.mean([max(loss for _, loss in run["curve"]) for run in of_arm]))
 
 
-left = {
-    arm: start_and_peak(arm)
-    for arm in FLOWS
-    if evidence.over_seeds(arm) and start_and_peak(arm)[1] > start_and_peak(arm)[0] + 5
-}
+losses = {arm: start_and_peak(arm) for arm in FLOWS if evidence.over_seeds(arm)}
+left = {arm: (begun, peak) for arm, (begun, peak) in losses.items() if peak > begun + 5}
 if left:
     say(
         "**Flows that lose their way at first.** "
